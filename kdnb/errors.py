@@ -1,0 +1,25 @@
+"""The one error that means "what you gave can't be used": a clear sentence, no traceback needed, exit code 2 on the command line."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Bad input from outside (a parameter, a file, a name). The message says what was given, what is allowed and what to do."""
+
+
+def check_name(kind: str, given: str, allowed: Iterable[str]) -> str:
+    """Return `given` if it is one of `allowed`, else raise `InputError` with the nearest valid name.
+
+    >>> check_name("dataset", "digits", ["digits", "fashion_mnist"])
+    'digits'
+    >>> check_name("dataset", "digit", ["digits", "fashion_mnist"])
+    Traceback (most recent call last):
+    kdnb.errors.InputError: unknown dataset 'digit'; did you mean 'digits'? Allowed: digits, fashion_mnist
+    """
+    names = list(allowed)
+    if given in names:
+        return given
+    near = difflib.get_close_matches(str(given), names, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    raise InputError(f"unknown {kind} {given!r}{hint} Allowed: {', '.join(names)}")

@@ -1,0 +1,1 @@
+"""Parity handlers, one module a family of methods; see `tests/parity.py`."""

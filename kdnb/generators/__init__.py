@@ -1,0 +1,1 @@
+"""Networks that make images: from noise (latent, reusable) or from images (perturbation)."""

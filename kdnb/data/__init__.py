@@ -1,0 +1,66 @@
+"""Data sets: one table of facts, one `load`.
+
+Images are float tensors (B, C, H, W) in [-1, 1], black is -1. Mean and standard deviation belong to the networks (`kdnb.models.build`),
+so a picture means the same to a sampler, a teacher and a student.
+
+This module imports nothing heavy, so that names can be checked before torch is loaded.
+"""
+
+from dataclasses import dataclass
+
+from kdnb.errors import InputError, check_name
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """What is fixed about a data set.
+
+    Attributes:
+        num_classes, channels: K and C.
+        image_size: H = W in pixels unless the user asks for another.
+        mean, std: per channel on the [0, 1] scale, what networks normalise with; 0.5 / 0.5 leaves [-1, 1] as it is.
+        flip: whether a mirrored image keeps its class (never for digits).
+        crop_padding: zero padding of the random crop, in pixels at `image_size`.
+        private, test: sizes of the teacher's private training split and of the test split where kdnb itself splits.
+        class_names: for axes and captions.
+        embedded: needs no file on disk.
+    """
+
+    num_classes: int
+    channels: int
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    flip: bool
+    crop_padding: int
+    private: int
+    class_names: tuple[str, ...] = ()
+    test: int | None = None
+    embedded: bool = False
+
+
+_CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_FASHION_CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+
+DATASETS: dict[str, DatasetSpec] = {
+    "digits": DatasetSpec(10, 1, 16, (0.5,), (0.5,), False, 1, private=600, test=500, class_names=tuple("0123456789"), embedded=True),
+    "fashion_mnist": DatasetSpec(10, 1, 16, (0.5,), (0.5,), True, 2, private=10_000, class_names=_FASHION_CLASSES),
+    "cifar10": DatasetSpec(10, 3, 32, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010), True, 4, private=25_000,
+                           class_names=_CIFAR10_CLASSES),
+    "cifar100": DatasetSpec(100, 3, 32, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761), True, 4, private=25_000),
+}
+
+
+def dataset_spec(name: str) -> DatasetSpec:
+    """The facts of a data set; an unknown name is refused with the nearest one."""
+    return DATASETS[check_name("dataset", name, DATASETS)]
+
+
+def load(name: str, image_size: int | None = None, device: str = "cpu", download: bool = False, split_seed: int = 0):
+    """Load a data set whole, as tensors on `device`: see `kdnb.data.tensors.load_dataset`."""
+    spec = dataset_spec(name)
+    if image_size is not None and not 8 <= image_size <= 256:
+        raise InputError(f"image_size must be between 8 and 256 pixels, got {image_size}")
+    from kdnb.data.tensors import load_dataset
+
+    return load_dataset(name, spec, image_size or spec.image_size, device, download, split_seed)

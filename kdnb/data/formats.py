@@ -1,0 +1,90 @@
+"""Readers of the files on disk. Every size is checked before anything is allocated or decoded; nothing is unpickled freely."""
+
+import gzip
+import io
+import math
+import pickle
+import struct
+from pathlib import Path
+
+import numpy as np
+
+from kdnb.errors import InputError
+from kdnb.paths import data_roots
+
+_IDX_TYPES = {0x08: np.uint8, 0x09: np.int8, 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+_MAX_BYTES = 2**31  # no data set read whole is larger; a header that asks for more is damaged
+
+
+def find_folder(candidates: list[str], needed: list[str]) -> Path | None:
+    """First folder ROOT/CANDIDATE that holds every needed file (plain or .gz)."""
+    for root in data_roots():
+        for candidate in candidates:
+            folder = root / candidate
+            if all((folder / name).is_file() or (folder / f"{name}.gz").is_file() for name in needed):
+                return folder
+    return None
+
+
+def _read_bounded(path: Path, limit: int) -> bytes:
+    """Whole content of a plain or gzip file, at most `limit` bytes after unpacking."""
+    try:
+        opener = gzip.open if path.suffix == ".gz" else open
+        with opener(path, "rb") as file:
+            data = file.read(limit + 1)
+    except (OSError, EOFError, gzip.BadGzipFile, ValueError) as error:
+        raise InputError(f"data file {path.name} can't be read (missing or truncated?): {error}") from error
+    except Exception as error:  # zlib.error has no public base class of its own
+        raise InputError(f"data file {path.name} is damaged: {error}") from error
+    if len(data) > limit:
+        raise InputError(f"data file {path.name} is larger than {limit} bytes; it is not the file it should be")
+    return data
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """Read one idx file (plain or .gz): magic 00 00 TYPE NDIM, NDIM big-endian sizes, then the values.
+
+    Raises:
+        InputError: wrong magic, or the sizes in the header do not match the bytes that follow.
+    """
+    data = _read_bounded(path, _MAX_BYTES)
+    if len(data) < 4 or data[:2] != b"\0\0" or data[2] not in _IDX_TYPES or not 1 <= data[3] <= 4:
+        raise InputError(f"data file {path.name} is not an idx file")
+    dtype, dims = np.dtype(_IDX_TYPES[data[2]]), data[3]
+    start = 4 + 4 * dims
+    if len(data) < start:
+        raise InputError(f"data file {path.name} is truncated in its header")
+    shape = struct.unpack(f">{dims}I", data[4:start])
+    expected = math.prod(shape) * dtype.itemsize
+    if len(data) - start != expected:
+        raise InputError(f"data file {path.name} is truncated or damaged: its header promises {expected} bytes, {len(data) - start} follow")
+    return np.frombuffer(data, dtype, offset=start).reshape(shape)
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Reads the CIFAR archives, which are pickles, and refuses every name in them but those that rebuild plain arrays."""
+
+    _ALLOWED = {
+        ("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct"),
+        ("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode"),
+    }
+
+    def find_class(self, module, name):
+        if (module, name) in self._ALLOWED:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"{module}.{name} is not allowed in a data file")
+
+
+def read_cifar_batch(path: Path) -> dict:
+    """One file of the CIFAR python archives: `data` (N, 3072) uint8 and the labels.
+
+    Raises:
+        InputError: missing, truncated, or holding anything but arrays, lists, numbers and text.
+    """
+    try:
+        batch = _ArraysOnly(io.BytesIO(_read_bounded(path, 200_000_000)), encoding="bytes").load()
+        return {key.decode() if isinstance(key, bytes) else str(key): value for key, value in batch.items()}
+    except InputError:
+        raise
+    except Exception as error:  # a damaged pickle may raise nearly anything
+        raise InputError(f"data file {path.name} is damaged or not a CIFAR archive: {error}") from error

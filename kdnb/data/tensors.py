@@ -1,0 +1,254 @@
+"""Whole data sets as device tensors: splits, scaling to [-1, 1], batched random crop and flip."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kdnb.data import DatasetSpec
+from kdnb.data.formats import find_folder, read_cifar_batch, read_idx
+from kdnb.errors import InputError
+from kdnb.randomness import generator_for
+
+BLACK = -1.0  # value of padding on the [-1, 1] scale
+
+
+@dataclass
+class Split:
+    """Images and labels of one split on one device.
+
+    Attributes:
+        images: (N, C, H, W) float32 in [-1, 1].
+        labels: (N,) int64, or None where the split is unlabelled.
+    """
+
+    images: Tensor
+    labels: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def subset(self, indices: Tensor) -> "Split":
+        return Split(self.images[indices], None if self.labels is None else self.labels[indices])
+
+    def without_class(self, label: int) -> "Split":
+        """All but one class: the omitted-class experiment."""
+        return self.subset((self.labels != label).nonzero().flatten())
+
+    @property
+    def hash(self) -> str:
+        """First 16 hex digits of the sha256 over images and labels."""
+        digest = hashlib.sha256(self.images.cpu().contiguous().numpy().tobytes())
+        if self.labels is not None:
+            digest.update(self.labels.cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def permutation(self, seed: int, epoch: int) -> Tensor:
+        """The order of one epoch, a function of seed and epoch alone."""
+        return torch.randperm(len(self), generator=generator_for(seed, "order", epoch)).to(self.images.device)
+
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """In order, without augmentation: for evaluation."""
+        for start in range(0, len(self), batch_size):
+            part = slice(start, start + batch_size)
+            yield self.images[part], None if self.labels is None else self.labels[part]
+
+
+@dataclass
+class Dataset:
+    """A loaded data set.
+
+    Attributes:
+        private: the teacher's labelled training images.
+        public: images without labels, disjoint from private and test: all that a diffusion prior may see.
+        judge: the public images with their labels, for one purpose: a judge network that never shared data with the teacher.
+        train: private and public together with labels, for data-driven distillation.
+        test: held out; never used to choose anything.
+    """
+
+    name: str
+    spec: DatasetSpec
+    image_size: int
+    private: Split
+    public: Split
+    judge: Split
+    train: Split
+    test: Split
+    hashes: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def num_classes(self) -> int:
+        return self.spec.num_classes
+
+    @property
+    def channels(self) -> int:
+        return self.spec.channels
+
+    @property
+    def crop_padding(self) -> int:
+        """Padding of the random crop in pixels, scaled with the image size (at least 1)."""
+        return max(1, round(self.spec.crop_padding * self.image_size / self.spec.image_size))
+
+    @property
+    def normalization(self) -> dict:
+        """Arguments of `kdnb.models.build` that make a network normalise as this data set's recipes do."""
+        return {"in_channels": self.channels, "num_classes": self.num_classes, "mean": self.spec.mean, "std": self.spec.std}
+
+
+def augment(images: Tensor, padding: int, flip: bool, generator: torch.Generator | None = None) -> Tensor:
+    """Random crop after padding with black, and horizontal flip with probability 1/2, for a whole batch at once.
+
+    Args:
+        images: (B, C, H, W).
+        padding: pixels on each side; 0: no crop.
+        flip: whether to mirror.
+        generator: on the device of the images.
+    """
+    B, C, H, W = images.shape
+    device = images.device
+    columns = torch.arange(W, device=device).expand(B, W)
+    if flip:
+        mirrored = torch.rand(B, 1, generator=generator, device=device) < 0.5
+        columns = torch.where(mirrored, W - 1 - columns, columns)
+    rows = torch.arange(H, device=device).expand(B, H)
+    if padding:
+        offsets = torch.randint(0, 2 * padding + 1, (2, B, 1), generator=generator, device=device)
+        images = F.pad(images, (padding,) * 4, value=BLACK)
+        rows, columns = rows + offsets[0], columns + offsets[1]
+    if not padding and not flip:
+        return images
+    batch = torch.arange(B, device=device)[:, None, None]
+    # advanced indices around a slice put the channel last: (B, H, W, C) -> (B, C, H, W)
+    return images[batch, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+
+
+# --- loading -------------------------------------------------------------------------------------------------------------------
+
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    """scikit-learn's 1797 scans, 8x8, values 0..16."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    return bunch.images[:, None].astype(np.float32) / 16, bunch.target.astype(np.int64)
+
+
+def _download(name: str) -> None:
+    """torchvision's own download into the first writable data root."""
+    import torchvision
+
+    from kdnb.paths import data_roots
+
+    kinds = {"fashion_mnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}
+    root = data_roots()[0]
+    root.mkdir(parents=True, exist_ok=True)
+    getattr(torchvision.datasets, kinds[name])(str(root), download=True)
+
+
+def _need(name: str, folders: list[str], files: list[str], download: bool) -> Path:
+    folder = find_folder(folders, files)
+    if folder is None and download:
+        try:
+            _download(name)
+        except Exception as error:
+            raise InputError(f"{name} could not be downloaded: {error}") from error
+        folder = find_folder(folders, files)
+    if folder is None:
+        raise InputError(f"no complete copy of {name} found ({', '.join(files)}); put the files under KDNB_DATA/{folders[0]}"
+                         + (", install Debian's dataset-fashion-mnist" if name == "fashion_mnist" else "") + f", or run `inv download {name}`")
+    return folder
+
+
+FILES = {
+    "fashion_mnist": (["FashionMNIST/raw", "fashion-mnist"],
+                      ["train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"]),
+    "cifar10": (["cifar-10-batches-py"], [f"data_batch_{index}" for index in range(1, 6)] + ["test_batch"]),
+    "cifar100": (["cifar-100-python"], ["train", "test"]),
+}
+
+
+def _fashion(folder: Path) -> list[tuple[np.ndarray, np.ndarray]]:
+    parts = []
+    for stem in ("train", "t10k"):
+        arrays = []
+        for kind in ("images-idx3", "labels-idx1"):
+            path = folder / f"{stem}-{kind}-ubyte"
+            arrays.append(read_idx(path if path.is_file() else path.with_name(path.name + ".gz")))
+        images, labels = arrays
+        if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels) or images.dtype != np.uint8:
+            raise InputError(f"fashion_mnist: {stem} holds images {images.shape} and labels {labels.shape}, which do not belong together")
+        parts.append((images[:, None].astype(np.float32) / 255, labels.astype(np.int64)))
+    return parts
+
+
+def _cifar(folder: Path, name: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    train = [f"data_batch_{index}" for index in range(1, 6)] if name == "cifar10" else ["train"]
+    key = "labels" if name == "cifar10" else "fine_labels"
+    parts = []
+    for files in (train, ["test_batch" if name == "cifar10" else "test"]):
+        batches = [read_cifar_batch(folder / file) for file in files]
+        try:
+            images = np.concatenate([np.asarray(batch["data"], dtype=np.uint8).reshape(-1, 3, 32, 32) for batch in batches])
+            labels = np.concatenate([np.asarray(batch[key], dtype=np.int64) for batch in batches])
+        except (KeyError, ValueError) as error:
+            raise InputError(f"{name}: a batch lacks what it should hold ({error})") from error
+        parts.append((images.astype(np.float32) / 255, labels))
+    return parts
+
+
+def _resize(images: Tensor, size: int) -> Tensor:
+    """To size x size: bilinear upwards (digits), area average downwards after padding to a multiple (28 -> 32 -> 16)."""
+    H = images.shape[-1]
+    if H == size:
+        return images
+    if H < size:
+        if size - H <= 4:  # 28 -> 32: a black frame keeps every pixel as it is
+            before = (size - H) // 2
+            return F.pad(images, (before, size - H - before) * 2)
+        return F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
+    padded = -(-H // size) * size
+    before = (padded - H) // 2
+    return F.adaptive_avg_pool2d(F.pad(images, (before, padded - H - before) * 2), size)
+
+
+def _check(name: str, spec: DatasetSpec, images: Tensor, labels: Tensor) -> None:
+    if images.shape[1] != spec.channels:
+        raise InputError(f"{name} should have {spec.channels} channel(s), its files have {images.shape[1]}")
+    if len(labels) and not (0 <= int(labels.min()) and int(labels.max()) < spec.num_classes):
+        raise InputError(f"{name} should have labels 0..{spec.num_classes - 1}, its files have {int(labels.min())}..{int(labels.max())}")
+
+
+def load_dataset(name: str, spec: DatasetSpec, image_size: int, device: str, download: bool, split_seed: int) -> Dataset:
+    """Read, check, scale to [-1, 1], resize and split.
+
+    digits is split here: a permutation drawn from `split_seed` gives test (500), private (600), public (the rest). The others keep
+    their published test set; the published training set is permuted and its first part is private, the rest public.
+    """
+    if name == "digits":
+        arrays = [_digits()]
+    elif name == "fashion_mnist":
+        arrays = _fashion(_need(name, *FILES[name], download))
+    else:
+        arrays = _cifar(_need(name, *FILES[name], download), name)
+    parts = []
+    for values, targets in arrays:
+        images, labels = torch.from_numpy(np.ascontiguousarray(values)), torch.from_numpy(targets)
+        _check(name, spec, images, labels)
+        parts.append(Split(_resize(images, image_size) * 2 - 1, labels))
+
+    order = torch.randperm(len(parts[0]), generator=generator_for(split_seed, "split", name))
+    if spec.test is not None:
+        test, order = parts[0].subset(order[: spec.test]), order[spec.test:]
+    else:
+        test = parts[1]
+    train = parts[0].subset(order)
+    private = Split(train.images[: spec.private], train.labels[: spec.private])
+    judge = Split(train.images[spec.private:], train.labels[spec.private:])
+    hashes = {"private": private.hash, "public": Split(judge.images).hash, "test": test.hash}
+    splits = {"private": private, "judge": judge, "train": train, "test": test}
+    moved = {key: Split(split.images.to(device), split.labels.to(device)) for key, split in splits.items()}
+    return Dataset(name, spec, image_size, public=Split(moved["judge"].images), hashes=hashes, **moved)

@@ -1,0 +1,179 @@
+"""A run: one folder that says what was done, with what, and what came out.
+
+    outputs/PROFILE/NOTEBOOK/RUN/
+        run.json          resolved parameters, seeds, versions, hardware, git commit, content hashes of data and models
+        metrics.jsonl     live log, one JSON object a line; where a line was written twice (after a resume) the later one counts
+        results.csv       notebook,metric,value,seed
+        tables/*.csv      the data behind every figure
+        figures/*.png
+        progress/         checkpoints of work that is not finished
+
+RUN is `seedS-HASH`, HASH of the resolved parameters: the same experiment started again finds its folder and goes on.
+"""
+
+import csv
+import importlib.metadata
+import io
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import kdnb
+from kdnb.checkpoints import atomic_write, recipe_key, write_json
+from kdnb.paths import PROJECT, outputs_root
+from kdnb.randomness import seed_everything
+
+_VERSIONS = ("torch", "torchvision", "numpy", "scipy", "diffusers", "accelerate", "pandas", "scikit-learn", "papermill")
+
+
+def run_name(parameters: Mapping) -> str:
+    """`seedS-HASH`: the folder name that identical parameters always get."""
+    return f"seed{parameters.get('seed', 0)}-{recipe_key(dict(parameters))[:10]}"
+
+
+def run_folder(profile: str, notebook: str, parameters: Mapping) -> Path:
+    return outputs_root() / profile / notebook / run_name(parameters)
+
+
+# --- provenance ----------------------------------------------------------------------------------------------------------------
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "kdnb": kdnb.__version__}
+    for name in _VERSIONS:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, cores, memory (GiB) and GPUs."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30 if hasattr(os, "sysconf") else None
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(memory, 1) if memory else None,
+        "gpus": gpus,
+    }
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown"
+
+
+def git_commit() -> str:
+    """Short commit of the checkout, with `+` where files differ from it; `unknown` outside a checkout."""
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(PROJECT), *arguments], capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+
+    try:
+        dirty = git("status", "--porcelain", "--untracked-files=no", "--", "kdnb")
+        return git("rev-parse", "--short=10", "HEAD") + ("+" if dirty else "")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+# --- the run itself ------------------------------------------------------------------------------------------------------------
+
+class Run:
+    """What a notebook writes to; made by `start_run`."""
+
+    def __init__(self, notebook: str, profile: str, parameters: Mapping, folder: Path):
+        self.notebook, self.profile, self.parameters, self.folder = notebook, profile, dict(parameters), folder
+        self.seed = int(parameters.get("seed", 0))
+        self.device = torch.device(parameters.get("device", "cpu"))
+        self.record: dict[str, Any] = {}
+        self._results: dict[str, float] = {}
+
+    def note(self, **entries: Any) -> None:
+        """Add entries (hashes, counts) to run.json."""
+        self.record |= entries
+        write_json(self.folder / "run.json", self.record)
+
+    def log(self, stream: str, **row: Any) -> None:
+        """Append one line to the metric log; `step` or `epoch` identifies it within its stream."""
+        with open(self.folder / "metrics.jsonl", "a") as file:
+            file.write(json.dumps({"stream": stream, **row}) + "\n")
+
+    def table(self, name: str, rows: Iterable[Mapping]):
+        """Save rows as tables/NAME.csv and return them as a pandas DataFrame."""
+        import pandas as pd
+
+        frame = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows))
+        atomic_write(self.folder / "tables" / f"{_file_name(name)}.csv", frame.to_csv(index=False).encode())
+        return frame
+
+    def figure(self, name: str, figure: Any) -> Any:
+        """Save a matplotlib figure as figures/NAME.png (100 dpi) and return it."""
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=100, bbox_inches="tight", metadata={"Software": None})
+        atomic_write(self.folder / "figures" / f"{_file_name(name)}.png", buffer.getvalue())
+        return figure
+
+    def result(self, metric: str, value: float) -> float:
+        """Record one headline number in results.csv; returns it."""
+        self._results[metric] = float(value)
+        buffer = io.StringIO()
+        writer = csv.writer(buffer, lineterminator="\n")
+        writer.writerow(["notebook", "metric", "value", "seed"])
+        writer.writerows([self.notebook, name, f"{number:.6g}", self.seed] for name, number in self._results.items())
+        atomic_write(self.folder / "results.csv", buffer.getvalue().encode())
+        return value
+
+    @property
+    def progress(self) -> Path:
+        """Folder for the checkpoints of this run's own long work."""
+        return self.folder / "progress"
+
+
+def _file_name(name: str) -> str:
+    """Only names that stay inside their folder."""
+    if not name or not all(part.isalnum() or part in "-_." for part in name) or name.startswith("."):
+        raise ValueError(f"a table or figure name is made of letters, digits, '-', '_' and '.', got {name!r}")
+    return name
+
+
+def start_run(notebook: str, parameters: Mapping, profile: str | None = None) -> Run:
+    """Make or reopen the run folder, seed everything, set the thread count, write run.json and print one line of provenance.
+
+    Args:
+        notebook: its name without the ending.
+        parameters: the resolved parameters; `seed`, `device` and `threads` are used here.
+        profile: None: `KDNB_PROFILE`, else "quick".
+    """
+    profile = profile or os.environ.get("KDNB_PROFILE", "quick")
+    if parameters.get("threads"):
+        torch.set_num_threads(int(parameters["threads"]))
+    run = Run(notebook, profile, parameters, run_folder(profile, notebook, parameters))
+    run.folder.mkdir(parents=True, exist_ok=True)
+    seed_everything(run.seed)
+    run.note(
+        notebook=notebook,
+        profile=profile,
+        parameters=run.parameters,
+        seeds={"python": run.seed, "numpy": run.seed, "torch": run.seed},
+        threads=torch.get_num_threads(),
+        versions=versions(),
+        hardware=hardware(),
+        commit=git_commit(),
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    print(f"{notebook} ({profile} profile, seed {run.seed}): kdnb {kdnb.__version__}, torch {torch.__version__}, "
+          f"{run.device} with {torch.get_num_threads()} thread(s), commit {run.record['commit']}")
+    return run

@@ -3,10 +3,16 @@
 Everything is a pure function of tensors, computed over the whole set at once. Values are tensors on the input's device.
 """
 
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kdnb.errors import InputError
+from kdnb.losses.datafree import batch_norm_terms
 
 
 def frechet_distance(features_a: Tensor, features_b: Tensor) -> Tensor:
@@ -55,3 +61,167 @@ def _mean_and_root(features: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     mean = features.mean(dim=0)
     centred = (features - mean) / (features.shape[0] - 1) ** 0.5
     return mean, torch.linalg.qr(centred, mode="r").R
+
+
+class Reliability(NamedTuple):
+    """One row a confidence bin: `edges` (bins + 1,), `count`, mean `confidence`, `accuracy` (bins,); empty bins hold 0."""
+
+    edges: Tensor
+    count: Tensor
+    confidence: Tensor
+    accuracy: Tensor
+
+
+def reliability(logits: Tensor, labels: Tensor, bins: int = 15) -> Reliability:
+    """Reliability table: predictions sorted into equal-width, right-closed confidence bins (lo, hi].
+
+    Args:
+        logits: (N, K) float. labels: (N,) int64. bins: >= 1; 15.
+    Returns:
+        `Reliability`.
+    Raises:
+        InputError: shapes do not fit, bins < 1.
+
+    Source: Guo et al., ICML 2017.
+    """
+    _check(logits, labels)
+    if bins < 1:
+        raise InputError(f"bins must be >= 1, got {bins}")
+    confidences, predictions = F.softmax(logits, dim=1).max(dim=1)
+    edges = torch.linspace(0, 1, bins + 1, dtype=logits.dtype, device=logits.device)
+    member = F.one_hot(torch.bucketize(confidences.detach(), edges[1:-1]), bins).to(logits.dtype)  # (N, bins)
+    count = member.sum(dim=0)
+    members = count.clamp_min(1)
+    correct = (predictions == labels).to(logits.dtype)
+    return Reliability(edges, count, confidences @ member / members, correct @ member / members)
+
+
+def ece(logits: Tensor, labels: Tensor, bins: int = 15) -> Tensor:
+    """Expected calibration error: sum_b n_b / N |acc_b - conf_b|. Arguments as in `reliability`; scalar in [0, 1]."""
+    table = reliability(logits, labels, bins)
+    return (table.count * (table.accuracy - table.confidence).abs()).sum() / table.count.sum()
+
+
+def mce(logits: Tensor, labels: Tensor, bins: int = 15) -> Tensor:
+    """Maximum calibration error: max_b |acc_b - conf_b| over non-empty bins. Arguments as in `reliability`; scalar in [0, 1]."""
+    table = reliability(logits, labels, bins)
+    return (table.accuracy - table.confidence).abs().max()
+
+
+def brier(logits: Tensor, labels: Tensor) -> Tensor:
+    """Multi-class Brier score: 1/N sum_n sum_k (p_nk - [k = y_n])^2; scalar in [0, 2]. Source: Brier 1950."""
+    _check(logits, labels)
+    return (F.softmax(logits, dim=1) - F.one_hot(labels, logits.shape[1])).square().sum(dim=1).mean()
+
+
+def nll(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean negative log-likelihood of the labels, nats."""
+    _check(logits, labels)
+    return F.cross_entropy(logits, labels)
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Share of predictions that equal the labels, in [0, 1]."""
+    _check(logits, labels)
+    return (logits.argmax(dim=1) == labels).to(logits.dtype).mean()
+
+
+def entropy(logits: Tensor, normalized: bool = False) -> Tensor:
+    """Entropy of each prediction, -sum_k p_k ln p_k: (N,) nats in [0, ln K], or divided by ln K."""
+    log_probs = F.log_softmax(logits, dim=1)
+    values = -(log_probs.exp() * log_probs).sum(dim=1)
+    return values / math.log(logits.shape[1]) if normalized else values
+
+
+def confidence(logits: Tensor) -> Tensor:
+    """Largest probability of each prediction, (N,)."""
+    return F.softmax(logits, dim=1).amax(dim=1)
+
+
+def margin(logits: Tensor) -> Tensor:
+    """Distance between the two largest probabilities, p_(1) - p_(2): (N,) in [0, 1]."""
+    top = F.softmax(logits, dim=1).topk(2, dim=1).values
+    return top[:, 0] - top[:, 1]
+
+
+def temperature_scale(logits: Tensor, labels: Tensor, low: float = 0.01, high: float = 100.0) -> Tensor:
+    """The temperature that calibrates best on a held-out split: tau* = argmin NLL(z / tau).
+
+    Args:
+        logits: (N, K) float. labels: (N,) int64. low, high: search interval of tau.
+    Returns:
+        Scalar float64, tau*; the nearer end of the interval where the optimum lies outside (as for separable data).
+    Raises:
+        InputError: shapes do not fit, not 0 < low < high.
+
+    Source: Guo et al., ICML 2017. NLL is convex in 1 / tau, so its slope changes sign once: 60 halvings of ln tau, no step size.
+    """
+    _check(logits, labels)
+    if not 0 < low < high:
+        raise InputError(f"temperature interval needs 0 < low < high, got {low} and {high}")
+    logits = logits.detach().double()
+    wanted = logits.gather(1, labels[:, None]).mean()
+    ends = torch.tensor([math.log(low), math.log(high)], dtype=torch.float64, device=logits.device)
+    for _ in range(60):
+        middle = ends.mean()
+        expected = (F.softmax(logits / middle.exp(), dim=1) * logits).sum(dim=1).mean()
+        too_sharp = expected > wanted  # the slope of NLL in 1 / tau is positive: tau must rise
+        ends = torch.stack([torch.where(too_sharp, middle, ends[0]), torch.where(too_sharp, ends[1], middle)])
+    return ends.mean().exp()
+
+
+def auroc(scores_positive: Tensor, scores_negative: Tensor) -> Tensor:
+    """Probability that a positive scores above a negative, ties counting half (area under the ROC curve).
+
+    Args:
+        scores_positive, scores_negative: (N_p,) and (N_n,) float, e.g. confidences on real and on synthetic images.
+    Returns:
+        Scalar float64 in [0, 1]; 0.5 = not separable.
+    Raises:
+        InputError: one of them is empty.
+    """
+    if min(scores_positive.numel(), scores_negative.numel()) == 0:
+        raise InputError("AUROC needs at least one positive and one negative score")
+    ordered = scores_negative.detach().sort().values
+    below = torch.searchsorted(ordered, scores_positive.detach()).double()
+    not_above = torch.searchsorted(ordered, scores_positive.detach(), right=True).double()
+    return 0.5 * (below + not_above).mean() / ordered.numel()
+
+
+def class_imbalance(labels: Tensor, num_classes: int) -> Tensor:
+    """How far a label histogram is from uniform: KL(p || u) = ln K + sum_k p_k ln p_k, scalar float64 in [0, ln K], nats."""
+    share = torch.bincount(labels, minlength=num_classes).double() / max(labels.numel(), 1)
+    return math.log(num_classes) + torch.special.xlogy(share, share).sum()
+
+
+def batch_norm_distance(
+    means: Sequence[Tensor], variances: Sequence[Tensor], running_means: Sequence[Tensor], running_variances: Sequence[Tensor]
+) -> Tensor:
+    """`losses.datafree.batch_norm_terms` without gradients: (L,) distances of a batch from each layer's running statistics."""
+    return batch_norm_terms(means, variances, running_means, running_variances).detach()
+
+
+def behaviour(logits: Tensor, labels: Tensor, bins: int = 15) -> dict[str, Tensor]:
+    """One row of a table of teacher behaviour: means of all measures above over one source of images (real, random, synthetic, ...).
+
+    Args:
+        logits: (N, K) float, the teacher's. labels: (N,) int64, true or requested classes.
+    Returns:
+        Scalars `accuracy, confidence, entropy, margin, nll, brier, ece, mce, imbalance` (of the predicted classes).
+    """
+    return {
+        "accuracy": accuracy(logits, labels),
+        "confidence": confidence(logits).mean(),
+        "entropy": entropy(logits).mean(),
+        "margin": margin(logits).mean(),
+        "nll": nll(logits, labels),
+        "brier": brier(logits, labels),
+        "ece": ece(logits, labels, bins),
+        "mce": mce(logits, labels, bins),
+        "imbalance": class_imbalance(logits.argmax(dim=1), logits.shape[1]),
+    }
+
+
+def _check(logits: Tensor, labels: Tensor) -> None:
+    if logits.dim() != 2 or labels.shape != logits.shape[:1] or logits.shape[0] == 0 or logits.shape[1] < 2:
+        raise InputError(f"need (N, K) logits with K >= 2 and (N,) labels, got shapes {tuple(logits.shape)} and {tuple(labels.shape)}")

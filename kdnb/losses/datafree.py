@@ -4,6 +4,7 @@ Every function maps tensors to a scalar to be *minimised* by whatever makes the 
 the images, so, unlike in the distillation losses, the teacher's logits are not detached.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -116,3 +117,173 @@ class BatchNormMomentum:
 
     def load_state_dict(self, state: dict[str, list[Tensor]]) -> None:
         self.means, self.variances = list(state["means"]), list(state["variances"])
+
+
+def adversarial_loss(logits_s: Tensor, logits_t: Tensor) -> Tensor:
+    """Look for images on which teacher and student agree in the label but not in the probabilities.
+
+        L_adv = -1/B sum_b m_b KL(p^t_b || p^s_b),   m_b = [argmax z^s_b = argmax z^t_b]
+
+    Args:
+        logits_s, logits_t: (B, K) float; gradients flow through both, into the images.
+    Returns:
+        Scalar <= 0, nats, at temperature 1. The mask is a constant; where the labels differ already, nothing is gained.
+
+    Source: Fang et al., IJCAI 2021 (CMI) and AAAI 2022 (Fast-Datafree), masked form of their released code.
+    """
+    agree = (logits_s.argmax(dim=1) == logits_t.argmax(dim=1)).to(logits_t.dtype)
+    return -(agree * _divergence(logits_s, logits_t)).mean()
+
+
+def one_hot_loss(logits_t: Tensor, labels: Tensor | None = None) -> Tensor:
+    """The teacher should name the wanted class.
+
+        L_oh = 1/B sum_b CE(T(x_b), y_b),   y_b = argmax T(x_b) if no labels are given
+
+    Args:
+        logits_t: (B, K) float.
+        labels: (B,) int64, or None for the teacher's own vote (DAFL's one-hot loss).
+    Returns:
+        Scalar, nats.
+
+    Source: Yin et al., CVPR 2020 (labels); Chen et al., ICCV 2019 (own vote).
+    """
+    return F.cross_entropy(logits_t, logits_t.argmax(dim=1) if labels is None else labels)
+
+
+def class_balance_loss(logits_t: Tensor) -> Tensor:
+    """The batch should cover the classes evenly: negative entropy of the mean prediction.
+
+        L_bal = sum_k pbar_k ln pbar_k,   pbar = 1/B sum_b softmax(z^t_b)
+
+    Args:
+        logits_t: (B, K) float.
+    Returns:
+        Scalar in [-ln K, 0], nats; -ln K for a balanced batch.
+
+    Source: Chen et al., ICCV 2019 (DAFL), information-entropy loss.
+    """
+    log_mean = torch.logsumexp(F.log_softmax(logits_t, dim=1), dim=0) - math.log(logits_t.shape[0])
+    return (log_mean.exp() * log_mean).sum()
+
+
+def activation_loss(features: Tensor) -> Tensor:
+    """Real images excite the penultimate layer: minus the mean absolute feature, -1/(B D) sum |f|.
+
+    Args:
+        features: (B, D) float, the teacher's pooled features.
+    Returns:
+        Scalar <= 0.
+
+    Source: Chen et al., ICCV 2019 (DAFL), activation loss.
+    """
+    return -features.abs().mean()
+
+
+def js_divergence(logits_s: Tensor, logits_t: Tensor, temperature: float = 3.0) -> Tensor:
+    """Jensen-Shannon divergence between teacher and student; Adaptive DeepInversion maximises it.
+
+        JS = 1/(2B) sum_b KL(p_b || m_b) + KL(q_b || m_b),   m = (p + q) / 2,   p, q = softmax(z / tau)
+
+    Args:
+        logits_s, logits_t: (B, K) float; gradients flow through both.
+        temperature: tau > 0; 3.
+    Returns:
+        Scalar in [0, ln 2], nats; symmetric. The loss of Adaptive DeepInversion is 1 - JS.
+    Raises:
+        InputError: temperature <= 0.
+
+    Source: Yin et al., CVPR 2020, eq. 7.
+    """
+    log_p, log_q = _log_probs(logits_s, temperature), _log_probs(logits_t, temperature)
+    log_m = torch.logaddexp(log_p, log_q) - math.log(2.0)
+    return 0.5 * (log_p.exp() * (log_p - log_m) + log_q.exp() * (log_q - log_m)).sum(dim=1).mean()
+
+
+def js_divergence_released(logits_s: Tensor, logits_t: Tensor, temperature: float = 3.0) -> Tensor:
+    """The form in the released code of CMI and DeepInversion: arguments swapped, probabilities clamped to [0.01, 0.99].
+
+        1/(2B) sum_b KL(m_b || p_b) + KL(m_b || q_b),   each of p, q, m clamped after m = (p + q) / 2
+
+    Clamped vectors do not sum to one, so it is no divergence. Arguments and errors as in `js_divergence`.
+    """
+    p, q = _log_probs(logits_s, temperature).exp(), _log_probs(logits_t, temperature).exp()
+    p, q, m = (x.clamp(0.01, 0.99) for x in (p, q, 0.5 * (p + q)))
+    return 0.5 * (m * (2.0 * m.log() - p.log() - q.log())).sum(dim=1).mean()
+
+
+def total_variation_l1(images: Tensor) -> Tensor:
+    """Roughness of images: mean absolute difference to four neighbours (right, below, both diagonals), summed.
+
+    Args:
+        images: (B, C, H, W) float, H, W >= 2.
+    Returns:
+        Scalar >= 0, in pixel units; independent of image and batch size.
+
+    Source: Mahendran and Vedaldi, CVPR 2015, in the L1 form of the CMI benchmark code.
+    """
+    return torch.stack([difference.abs().mean() for difference in _neighbour_differences(images)]).sum()
+
+
+def total_variation_l2(images: Tensor) -> Tensor:
+    """The same four differences as Euclidean norms over the whole batch, summed (DeepInversion; weight 2.5e-5 on CIFAR).
+
+    Args:
+        images: (B, C, H, W) float, H, W >= 2.
+    Returns:
+        Scalar >= 0; grows with the root of the number of pixels.
+
+    Source: Yin et al., CVPR 2020.
+    """
+    return torch.stack([torch.linalg.vector_norm(difference) for difference in _neighbour_differences(images)]).sum()
+
+
+def hard_mix_loss(
+    logits_s: Tensor, logits_t: Tensor, kd_weight: float = 0.9, ce_weight: float = 0.1, temperature: float = 20.0, labels: Tensor | None = None
+) -> Tensor:
+    """Distillation with a hard-label share, for images that have no ground truth.
+
+        L = alpha KD_tau(S, T) + beta CE(S, y),   y = argmax T unless given
+
+    Args:
+        logits_s: (B, K) float, student; gradients flow here only.
+        logits_t: (B, K) float, teacher, constants.
+        kd_weight, ce_weight, temperature: alpha 0.9, beta 0.1, tau 20.
+        labels: (B,) int64, kept where an attack has replaced image and logits; None = the teacher's vote (the `no_aea` ablation).
+    Returns:
+        Scalar, nats.
+    Raises:
+        InputError: shapes differ, temperature <= 0.
+
+    Source: AEAHL-RG released code (2024).
+    """
+    if logits_s.shape != logits_t.shape or not temperature > 0:
+        raise InputError(
+            f"need (B, K) logits of one shape and temperature > 0, got {tuple(logits_s.shape)}, {tuple(logits_t.shape)} and {temperature}"
+        )
+    labels = logits_t.argmax(dim=1) if labels is None else labels
+    soft = temperature**2 * _divergence(logits_s / temperature, logits_t.detach() / temperature).mean()
+    return kd_weight * soft + ce_weight * F.cross_entropy(logits_s, labels)
+
+
+def _divergence(logits_s: Tensor, logits_t: Tensor) -> Tensor:
+    """KL(p_t || p_s) a sample, (B,)."""
+    log_t = F.log_softmax(logits_t, dim=1)
+    return (log_t.exp() * (log_t - F.log_softmax(logits_s, dim=1))).sum(dim=1)
+
+
+def _log_probs(logits: Tensor, temperature: float) -> Tensor:
+    if not temperature > 0:
+        raise InputError(f"temperature must be > 0, got {temperature}")
+    return F.log_softmax(logits / temperature, dim=1)
+
+
+def _neighbour_differences(images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if images.dim() != 4 or min(images.shape[2:]) < 2:
+        raise InputError(f"total variation needs (B, C, H, W) images with H, W >= 2, got shape {tuple(images.shape)}")
+    return (
+        images[..., :, 1:] - images[..., :, :-1],
+        images[..., 1:, :] - images[..., :-1, :],
+        images[..., 1:, 1:] - images[..., :-1, :-1],
+        images[..., 1:, :-1] - images[..., :-1, 1:],
+    )

@@ -1,4 +1,4 @@
-"""Whole data sets as device tensors: splits, scaling to [-1, 1], batched random crop and flip."""
+"""Whole data sets as device tensors: reading, scaling to [-1, 1], splitting."""
 
 import hashlib
 from collections.abc import Iterator
@@ -14,8 +14,6 @@ from kdnb.data import DatasetSpec
 from kdnb.data.formats import find_folder, read_cifar_batch, read_idx
 from kdnb.errors import InputError
 from kdnb.randomness import generator_for
-
-BLACK = -1.0  # value of padding on the [-1, 1] scale
 
 
 @dataclass
@@ -98,33 +96,6 @@ class Dataset:
     def normalization(self) -> dict:
         """Arguments of `kdnb.models.build` that make a network normalise as this data set's recipes do."""
         return {"in_channels": self.channels, "num_classes": self.num_classes, "mean": self.spec.mean, "std": self.spec.std}
-
-
-def augment(images: Tensor, padding: int, flip: bool, generator: torch.Generator | None = None) -> Tensor:
-    """Random crop after padding with black, and horizontal flip with probability 1/2, for a whole batch at once.
-
-    Args:
-        images: (B, C, H, W).
-        padding: pixels on each side; 0: no crop.
-        flip: whether to mirror.
-        generator: on the device of the images.
-    """
-    B, C, H, W = images.shape
-    device = images.device
-    columns = torch.arange(W, device=device).expand(B, W)
-    if flip:
-        mirrored = torch.rand(B, 1, generator=generator, device=device) < 0.5
-        columns = torch.where(mirrored, W - 1 - columns, columns)
-    rows = torch.arange(H, device=device).expand(B, H)
-    if padding:
-        offsets = torch.randint(0, 2 * padding + 1, (2, B, 1), generator=generator, device=device)
-        images = F.pad(images, (padding,) * 4, value=BLACK)
-        rows, columns = rows + offsets[0], columns + offsets[1]
-    if not padding and not flip:
-        return images
-    batch = torch.arange(B, device=device)[:, None, None]
-    # advanced indices around a slice put the channel last: (B, H, W, C) -> (B, C, H, W)
-    return images[batch, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
 
 
 # --- loading -------------------------------------------------------------------------------------------------------------------

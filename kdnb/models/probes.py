@@ -10,7 +10,7 @@ class BatchNormProbe:
     """Statistics of the *inputs* of every BatchNorm layer, gathered in the same forward pass that gives the logits.
 
     A batch-norm layer's running mean and variance describe what enters it, so these are what a batch must be compared with; the
-    layer's outputs are already shifted and scaled. Hooks stay until `close()` (or the end of the `with` block).
+    layer's outputs are already shifted and scaled (`of="outputs"` exists to reproduce code that compares those). Hooks stay until `close()` (or the end of the `with` block).
 
         with BatchNormProbe(teacher) as probe:
             logits = teacher(x)
@@ -22,16 +22,20 @@ class BatchNormProbe:
         inputs: the latest inputs themselves, only if `keep_inputs` (lists over layers of (B, C_l, ...)).
     """
 
-    def __init__(self, model: nn.Module, keep_inputs: bool = False):
+    def __init__(self, model: nn.Module, keep_inputs: bool = False, of: str = "inputs"):
+        if of not in ("inputs", "outputs"):
+            raise ValueError(f'of must be "inputs" or "outputs", got {of!r}')
         self.layers = [module for module in model.modules() if isinstance(module, _BATCH_NORM)]
         self.keep_inputs = keep_inputs
         self._order = {id(layer): index for index, layer in enumerate(self.layers)}
         self._statistics: list = [None] * len(self.layers)
         self._inputs: list = [None] * len(self.layers)
-        self._handles = [layer.register_forward_pre_hook(self._record) for layer in self.layers]
+        if of == "inputs":
+            self._handles = [layer.register_forward_pre_hook(lambda layer, args: self._record(layer, args[0])) for layer in self.layers]
+        else:
+            self._handles = [layer.register_forward_hook(lambda layer, _, output: self._record(layer, output)) for layer in self.layers]
 
-    def _record(self, layer: nn.Module, args: tuple) -> None:
-        x = args[0]
+    def _record(self, layer: nn.Module, x: Tensor) -> None:
         index = self._order[id(layer)]
         dims = [0, *range(2, x.dim())]  # every dimension but the channels
         variance, mean = torch.var_mean(x, dim=dims, unbiased=False)

@@ -1,0 +1,142 @@
+"""Sampling from a diffusion prior, with or without a teacher's guidance: DDIM, and the multistep solvers of diffusers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kdnb.errors import InputError, check_name
+from kdnb.samplers.cadr import Guidance, ddim_step, noise_from_estimate, rectify_noise, tweedie
+
+SOLVERS = ("ddim", "dpmsolver++", "unipc")
+SPACINGS = ("trailing", "leading")
+
+
+def timesteps(num_steps: int, num_train_timesteps: int = 1000, spacing: str = "trailing") -> list[int]:
+    """Descending time steps.
+
+    trailing: T - 1, T - 1 - T/S, ..., T/S - 1: starts where the prior's pure noise lies. leading: (S - 1) T/S, ..., T/S, 0, as the
+    reference uses.
+
+    >>> timesteps(5), timesteps(5, spacing="leading")
+    ([999, 799, 599, 399, 199], [800, 600, 400, 200, 0])
+    """
+    check_name("spacing", spacing, SPACINGS)
+    if not 1 <= num_steps <= num_train_timesteps:
+        raise InputError(f"num_steps must be between 1 and {num_train_timesteps}, got {num_steps}")
+    stride = num_train_timesteps / num_steps
+    if spacing == "trailing":
+        return [round(num_train_timesteps - index * stride) - 1 for index in range(num_steps)]
+    return [round((num_steps - 1 - index) * stride) for index in range(num_steps)]
+
+
+@dataclass
+class Samples:
+    """Images (N, C, H, W) in [-1, 1], the labels asked for, and, if traced, one row of guidance measures per step and batch."""
+
+    images: Tensor
+    labels: Tensor
+    trace: list[dict]
+
+
+@torch.no_grad()
+def sample(
+    prior,
+    labels: Tensor,
+    image_shape: tuple[int, int, int],
+    *,
+    guidance: Guidance | None = None,
+    solver: str = "ddim",
+    num_steps: int = 50,
+    generator: torch.Generator | None = None,
+    initial_noise: Tensor | None = None,
+    batch_size: int = 100,
+    trace: bool = False,
+    on_step: Callable[[int, int, Tensor], None] | None = None,
+) -> Samples:
+    """Draw one image per label.
+
+    Args:
+        prior: a `kdnb.generators.diffusion.DiffusionPrior` (epsilon estimate, alphas_cumprod).
+        labels: (N,) int64, the classes asked for; without guidance they have no effect.
+        image_shape: (C, H, W).
+        guidance: a teacher's CADR guidance; None, or strength 0: plain sampling at plain cost.
+        solver: "ddim", or a multistep solver of diffusers under the same guidance: "dpmsolver++", "unipc".
+        num_steps: S denoising steps.
+        generator: of the initial noise, on the labels' device.
+        initial_noise: (N, C, H, W) to start from instead of drawing; the same noise makes samplers comparable image by image.
+        batch_size: samples denoised together; the batch-norm loss is a statistic of this batch.
+        trace: collect gate, entropy and losses per step (one host sync a step).
+        on_step: called with (index, t, x0 estimate) after each step; figures use it.
+    """
+    check_name("solver", solver, SOLVERS)
+    if guidance is not None and guidance.config.off:
+        guidance = None
+    loop = _ddim if solver == "ddim" else _multistep
+    rows: list[dict] = []
+    images = []
+    for start in range(0, len(labels), batch_size):
+        part = labels[start: start + batch_size]
+        if initial_noise is None:
+            x = torch.randn(len(part), *image_shape, generator=generator, device=labels.device)
+        else:
+            x = initial_noise[start: start + batch_size]
+        if guidance is not None:
+            guidance.reset()
+        images.append(loop(prior, x, part, guidance, solver, num_steps, rows if trace else None, on_step))
+    return Samples(torch.cat(images), labels, rows)
+
+
+def _guided(prior, x_t: Tensor, t: int, alpha_bar, labels: Tensor, guidance: Guidance | None, index: int, rows: list | None) -> Tensor:
+    """The prior's noise estimate at t, rectified where guidance asks for it."""
+    eps = prior.epsilon(x_t, t)
+    if guidance is None or index % guidance.config.every:
+        return eps
+    r = guidance.rectification(x_t, eps, alpha_bar, labels, prior=lambda x: prior.epsilon(x, t))
+    if rows is not None:
+        rows.append({"step": index, "t": t} | {name: value.item() for name, value in guidance.last.items()})
+    return rectify_noise(eps, r, alpha_bar, guidance.config.variant)
+
+
+def _ddim(prior, x: Tensor, labels: Tensor, guidance: Guidance | None, _solver: str, num_steps: int, rows, on_step) -> Tensor:
+    """DDIM. The corrected variant uses trailing steps and ends at abar = 1; the reference's steps are leading and end at abar_0."""
+    reference = guidance is not None and guidance.config.variant == "reference"
+    steps = timesteps(num_steps, prior.num_train_timesteps, "leading" if reference else "trailing")
+    alphas = prior.alphas_cumprod.to(x.device)
+    for index, t in enumerate(steps):
+        last = index + 1 == len(steps)
+        previous = (alphas[0] if reference else torch.ones_like(alphas[0])) if last else alphas[steps[index + 1]]
+        eps = _guided(prior, x, t, alphas[t], labels, guidance, index, rows)
+        if on_step:
+            on_step(index, t, tweedie(x, eps, alphas[t]).clamp(-1, 1))
+        x = ddim_step(x, eps, alphas[t], previous, variant="reference" if reference else "corrected")
+    return x
+
+
+def _multistep(prior, x: Tensor, labels: Tensor, guidance: Guidance | None, solver: str, num_steps: int, rows, on_step) -> Tensor:
+    """A multistep solver of diffusers: it gets the guided noise, re-derived from the clamped estimate, so its history is guided too."""
+    scheduler = make_scheduler(prior, solver, num_steps)
+    alphas = prior.alphas_cumprod.to(x.device)
+    for index, t in enumerate(scheduler.timesteps.tolist()):
+        eps = _guided(prior, x, t, alphas[t], labels, guidance, index, rows)
+        x0 = tweedie(x, eps, alphas[t]).clamp(-1, 1)
+        eps = noise_from_estimate(x, x0, alphas[t])
+        if on_step:
+            on_step(index, t, x0)
+        x = scheduler.step(eps, t, x).prev_sample
+    return x.clamp(-1, 1)
+
+
+def make_scheduler(prior, solver: str, num_steps: int):
+    """A fresh diffusers scheduler with the prior's own betas; multistep solvers keep a history, so never share one."""
+    import numpy as np
+    from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
+
+    alphas = prior.alphas_cumprod.double().cpu().numpy()
+    betas = 1 - alphas / np.concatenate([[1.0], alphas[:-1]])
+    kinds = {"dpmsolver++": DPMSolverMultistepScheduler, "unipc": UniPCMultistepScheduler}
+    scheduler = kinds[solver](num_train_timesteps=prior.num_train_timesteps, trained_betas=betas, timestep_spacing="trailing",
+                              prediction_type="epsilon", final_sigmas_type="zero")
+    scheduler.set_timesteps(num_steps)
+    return scheduler

@@ -1,6 +1,7 @@
 """A run: one folder that says what was done, with what, and what came out.
 
     outputs/PROFILE/NOTEBOOK/RUN/
+        lock              held while a process works on the run
         run.json          resolved parameters, seeds, versions, hardware, git commit, content hashes of data and models
         metrics.jsonl     live log, one JSON object a line; where a line was written twice (after a resume) the later one counts
         results.csv       notebook,metric,value,seed
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 import kdnb
 from kdnb.checkpoints import atomic_write, recipe_key, write_json
@@ -99,7 +101,18 @@ class Run:
         self.seed = int(parameters.get("seed", 0))
         self.device = torch.device(parameters.get("device", "cpu"))
         self.record: dict[str, Any] = {}
+        # one process at a time works in a run folder; the lock goes with the process, and running the set-up cell again is no second one
+        self._lock = FileLock(folder / "lock", is_singleton=True)
         self._results: dict[str, float] = {}
+
+    def claim(self) -> None:
+        """Wait until no other process works in this folder."""
+        if not self._lock.is_locked:
+            try:
+                self._lock.acquire(timeout=0)
+            except Timeout:
+                print("another process is working on this very run; waiting for it to end", flush=True)
+                self._lock.acquire()
 
     def note(self, **entries: Any) -> None:
         """Add entries (hashes, counts) to run.json."""
@@ -162,6 +175,7 @@ def start_run(notebook: str, parameters: Mapping, profile: str | None = None) ->
         torch.set_num_threads(int(parameters["threads"]))
     run = Run(notebook, profile, parameters, run_folder(profile, notebook, parameters))
     run.folder.mkdir(parents=True, exist_ok=True)
+    run.claim()
     seed_everything(run.seed)
     run.note(
         notebook=notebook,

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdnb.errors import InputError, check_name
+from kdnb.losses.checks import check_temperature
 
 
 class ProjectionHead(nn.Module):
@@ -64,8 +65,7 @@ def contrastive_inversion_loss(
 
     Source: Fang et al., IJCAI 2021, eq. 7. Batch and cache are averaged apart and added, as in the released code.
     """
-    if not temperature > 0:
-        raise InputError(f"temperature must be > 0, got {temperature}")
+    check_temperature(temperature)
     if proj_local.shape != proj_global.shape or (cached_local is None) != (cached_global is None):
         raise InputError(f"views must come in pairs of one shape, got {tuple(proj_local.shape)} and {tuple(proj_global.shape)}")
     rows, columns = proj_local, proj_global
@@ -100,8 +100,8 @@ def supervised_contrast(
     """
     if features.dim() != 3 or features.shape[1] < 2:
         raise InputError(f"features must be (B, V, D) with at least two views, got shape {tuple(features.shape)}")
-    if not (temperature > 0 and base_temperature > 0):
-        raise InputError(f"temperatures must be > 0, got {temperature} and {base_temperature}")
+    check_temperature(temperature)
+    check_temperature(base_temperature)
     check_name("anchors", anchors, ("all", "one"))
     batch, views, _ = features.shape
     columns = features.transpose(0, 1).flatten(0, 1)  # (B, V, D) -> (V B, D), view by view

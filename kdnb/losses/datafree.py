@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdnb.errors import InputError
+from kdnb.losses.checks import check_classes, check_logits, check_temperature, upcast
+from kdnb.losses.kd import ce_loss, kd_loss
 
 
 def batch_norm_terms(
@@ -127,12 +129,16 @@ def adversarial_loss(logits_s: Tensor, logits_t: Tensor) -> Tensor:
     Args:
         logits_s, logits_t: (B, K) float; gradients flow through both, into the images.
     Returns:
-        Scalar <= 0, nats, at temperature 1. The mask is a constant; where the labels differ already, nothing is gained.
+        Scalar <= 0, nats, at temperature 1 (float32 at least). The mask is a constant; where the labels differ already, nothing is gained.
+    Raises:
+        InputError: shapes differ or K < 2.
 
     Source: Fang et al., IJCAI 2021 (CMI) and AAAI 2022 (Fast-Datafree), masked form of their released code.
     """
-    agree = (logits_s.argmax(dim=1) == logits_t.argmax(dim=1)).to(logits_t.dtype)
-    return -(agree * _divergence(logits_s, logits_t)).mean()
+    check_logits(logits_s, logits_t)
+    log_s, log_t = _log_probs(logits_s), _log_probs(logits_t)
+    agree = logits_s.argmax(dim=1) == logits_t.argmax(dim=1)
+    return -(agree * (log_t.exp() * (log_t - log_s)).sum(dim=1)).mean()
 
 
 def one_hot_loss(logits_t: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -148,7 +154,7 @@ def one_hot_loss(logits_t: Tensor, labels: Tensor | None = None) -> Tensor:
 
     Source: Yin et al., CVPR 2020 (labels); Chen et al., ICCV 2019 (own vote).
     """
-    return F.cross_entropy(logits_t, logits_t.argmax(dim=1) if labels is None else labels)
+    return ce_loss(logits_t, logits_t.argmax(dim=1) if labels is None else labels)
 
 
 def class_balance_loss(logits_t: Tensor) -> Tensor:
@@ -163,7 +169,8 @@ def class_balance_loss(logits_t: Tensor) -> Tensor:
 
     Source: Chen et al., ICCV 2019 (DAFL), information-entropy loss.
     """
-    log_mean = torch.logsumexp(F.log_softmax(logits_t, dim=1), dim=0) - math.log(logits_t.shape[0])
+    check_classes(logits_t)
+    log_mean = torch.logsumexp(_log_probs(logits_t), dim=0) - math.log(logits_t.shape[0])
     return (log_mean.exp() * log_mean).sum()
 
 
@@ -177,7 +184,7 @@ def activation_loss(features: Tensor) -> Tensor:
 
     Source: Chen et al., ICCV 2019 (DAFL), activation loss.
     """
-    return -features.abs().mean()
+    return -upcast(features).abs().mean()
 
 
 def js_divergence(logits_s: Tensor, logits_t: Tensor, temperature: float = 3.0) -> Tensor:
@@ -195,6 +202,8 @@ def js_divergence(logits_s: Tensor, logits_t: Tensor, temperature: float = 3.0) 
 
     Source: Yin et al., CVPR 2020, eq. 7.
     """
+    check_logits(logits_s, logits_t)
+    check_temperature(temperature)
     log_p, log_q = _log_probs(logits_s, temperature), _log_probs(logits_t, temperature)
     log_m = torch.logaddexp(log_p, log_q) - math.log(2.0)
     return 0.5 * (log_p.exp() * (log_p - log_m) + log_q.exp() * (log_q - log_m)).sum(dim=1).mean()
@@ -207,6 +216,8 @@ def js_divergence_released(logits_s: Tensor, logits_t: Tensor, temperature: floa
 
     Clamped vectors do not sum to one, so it is no divergence. Arguments and errors as in `js_divergence`.
     """
+    check_logits(logits_s, logits_t)
+    check_temperature(temperature)
     p, q = _log_probs(logits_s, temperature).exp(), _log_probs(logits_t, temperature).exp()
     p, q, m = (x.clamp(0.01, 0.99) for x in (p, q, 0.5 * (p + q)))
     return 0.5 * (m * (2.0 * m.log() - p.log() - q.log())).sum(dim=1).mean()
@@ -257,25 +268,12 @@ def hard_mix_loss(
 
     Source: AEAHL-RG released code (2024).
     """
-    if logits_s.shape != logits_t.shape or not temperature > 0:
-        raise InputError(
-            f"need (B, K) logits of one shape and temperature > 0, got {tuple(logits_s.shape)}, {tuple(logits_t.shape)} and {temperature}"
-        )
     labels = logits_t.argmax(dim=1) if labels is None else labels
-    soft = temperature**2 * _divergence(logits_s / temperature, logits_t.detach() / temperature).mean()
-    return kd_weight * soft + ce_weight * F.cross_entropy(logits_s, labels)
+    return kd_weight * kd_loss(logits_s, logits_t, temperature) + ce_weight * ce_loss(logits_s, labels)
 
 
-def _divergence(logits_s: Tensor, logits_t: Tensor) -> Tensor:
-    """KL(p_t || p_s) a sample, (B,)."""
-    log_t = F.log_softmax(logits_t, dim=1)
-    return (log_t.exp() * (log_t - F.log_softmax(logits_s, dim=1))).sum(dim=1)
-
-
-def _log_probs(logits: Tensor, temperature: float) -> Tensor:
-    if not temperature > 0:
-        raise InputError(f"temperature must be > 0, got {temperature}")
-    return F.log_softmax(logits / temperature, dim=1)
+def _log_probs(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    return F.log_softmax(upcast(logits) / temperature, dim=1)
 
 
 def _neighbour_differences(images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

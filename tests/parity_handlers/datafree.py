@@ -5,8 +5,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from kdnb import metrics
+from kdnb.attacks import hard_loss
+from kdnb.generators.perturbation import PerturbationGenerator
+from kdnb.generators.reusable import ReusableGenerator
 from kdnb.losses import contrastive, datafree
 from kdnb.models.probes import BatchNormProbe
+from kdnb.samplers.reusable_generator import Synthesizer
 
 
 class TinyTeacher(nn.Module):
@@ -109,9 +113,11 @@ def cmi(golden):
 def _supervised(golden):
     features, labels = golden["sup.features"], golden["sup.labels"]
     temperature = golden.meta.get("config", {}).get("T", 0.1)
-    for name, ids, anchors in (("simclr_all", None, "all"), ("simclr_one", None, "one"), ("supcon_all", labels, "all"), ("supcon_one", labels, "one")):
-        if f"sup.{name}" in golden:
-            yield f"sup.{name}", contrastive.supervised_contrast(features, ids, temperature, 0.07, anchors), golden[f"sup.{name}"]
+    for key, reference in golden.under("sup.").items():
+        kind, _, anchors = key.partition("_")
+        if kind in ("simclr", "supcon"):
+            ids = labels if kind == "supcon" else None
+            yield f"sup.{key}", contrastive.supervised_contrast(features, ids, temperature, 0.07, anchors), reference
 
 
 def behaviour(golden):
@@ -134,13 +140,111 @@ def fid(golden):
             yield f"{key}.released", metrics.frechet_distance_released(real, fake), golden[f"{key}.fid_reference_elementwise_sqrt"]
 
 
+def _reusable_generator(states, config):
+    """A `ReusableGenerator` of the recorded sizes with the recorded weights (`num_batches_tracked` is left out there)."""
+    start = states["gan1.l1.0.weight"]
+    channels = states["gan1.conv_blocks.9.weight"].shape[0]
+    generator = ReusableGenerator(config["S"], channels, start.shape[1], config["ngf"]).to(start.dtype)
+    missing, unexpected = generator.load_state_dict(states, strict=False)
+    assert not unexpected and all(name.endswith("num_batches_tracked") for name in missing)
+    return generator
+
+
+def rg_generator(golden):
+    parts = ("gan1.", "gan2.", "decoder.")
+    states = {key: value for key, value in golden.tensors.items() if key.startswith(parts)}
+    generator = _reusable_generator(states, golden.meta["config"])
+    z = golden["z"]
+    with torch.no_grad():
+        yield "eval_initial_stats.image", generator.eval().unit_images(z), golden["eval_initial_stats.image"]
+        yield "train.image", generator.train().unit_images(z), golden["train.image"]
+        trained = generator.state_dict()
+        for part in parts:
+            for key, value in golden.under(f"train.after_{part}").items():
+                yield f"train.after_{part}{key}", trained[f"{part}{key}"].clone(), value
+        yield "eval_after_one_train_forward.image", generator.eval().unit_images(z), golden["eval_after_one_train_forward.image"]
+        generator.train()
+        for name in ("gan1", "gan2"):
+            if f"train.{name}_out" in golden:
+                yield f"train.{name}_out", getattr(generator, name).unit_images(z), golden[f"train.{name}_out"]
+
+
+def rg_synthesis(golden):
+    config = golden.meta["config"]
+    mean, std = (torch.tensor(config[name], dtype=torch.float64).view(1, -1, 1, 1) for name in ("mean", "std"))
+    modes = {key.split(".")[0] for key in golden.tensors if key.endswith(".losses")}
+    for mode in sorted(modes):
+        teacher, student = TinyTeacher(golden.under("teacher.")), TinyTeacher(golden.under("student."))
+        synthesizer = Synthesizer(
+            _reusable_generator(golden.under("init."), config),
+            teacher,
+            student,
+            config["nc"],
+            mode=mode.removesuffix("_reptile"),
+            num_steps=config["it"],
+            lr_generator=config["lr_g"],
+            lr_latent=config["lr_z"],
+            bn_weight=config["bn"],
+            oh_weight=config["oh"],
+            adv_weight=config["adv"],
+            warmup=golden.meta["warmup"],
+            bn_momentum=config["mmt"],
+            meta_update="reptile" if mode.endswith("_reptile") else "fomaml",
+            augment=lambda images: ((images + 1) / 2 - mean) / std,
+        )
+        losses = []
+        for call in range(golden.meta["calls"]):
+            made = synthesizer(golden["targets_unsorted"], golden[f"call{call}.z_init"])
+            losses.append(made.losses["total"])
+            yield f"{mode}.call{call}.best_image", (made.images + 1) / 2, golden[f"{mode}.call{call}.best_image"]
+            state = synthesizer.generator.state_dict()
+            for key, value in golden.under(f"{mode}.call{call}.meta.").items():
+                yield f"{mode}.call{call}.meta.{key}", state[key].clone(), value
+        yield f"{mode}.losses", torch.cat(losses), golden[f"{mode}.losses"]
+
+
+def _perturbation_generator(golden):
+    state = golden.under("gap.")
+    first = state["model0.1.weight"]
+    blocks = len([key for key in state if key.endswith("conv_block.1.weight")])
+    network = PerturbationGenerator(first.shape[1], first.shape[0], blocks).to(first.dtype)
+    missing, unexpected = network.load_state_dict(state, strict=False)
+    assert not unexpected and all(name.endswith("num_batches_tracked") for name in missing)
+    return network
+
+
+def gap(golden):
+    config, x = golden.meta["config"], golden["x"]
+    mean, std = (torch.tensor(config[name], dtype=x.dtype) for name in ("mean", "std"))
+    teacher, network = TinyTeacher(golden.under("teacher.")), _perturbation_generator(golden)
+    with torch.no_grad():
+        yield "eval_initial_stats.delta", network.eval()(x), golden["eval_initial_stats.delta"]
+        delta = network.train()(x)
+        yield "train.delta", delta, golden["train.delta"]
+        yield "least_likely", teacher(x).argmin(dim=1), golden["least_likely"]
+        yield "train.delta_denormalised", delta * std.view(1, -1, 1, 1) + mean.view(1, -1, 1, 1), golden["train.delta_denormalised"]
+        yield "train.adversarial_clamped", hard_loss.perturb_released(network, x, mean, std), golden["train.adversarial_clamped"]
+        key = f"linf_scaled_delta_mag{config['magnitude']}"
+        yield key, hard_loss.bound_released(delta, mean, std, config["magnitude"]), golden[key]
+    trainer = hard_loss.PerturbationTrainerReleased(network, teacher, mean, std, lr=config["lr"])
+    trainer.optimizer.param_groups[0]["betas"] = tuple(config["betas"])
+    yield "train.loss_log_ce", trainer.step(x), golden["train.loss_log_ce"]
+    yield "after_step.first_conv.weight", network.model0[1].weight, golden["after_step.first_conv.weight"]
+    last = [layer for layer in network.model0 if isinstance(layer, nn.Conv2d)][-1]
+    yield "after_step.last_conv.weight", last.weight, golden["after_step.last_conv.weight"]
+
+
 HANDLERS = {
     "deepinversion_bn": deepinversion_bn,
     "dfkd_losses": dfkd_losses,
     "cmi": cmi,
     "behaviour": behaviour,
     "fid": fid,
+    "gap": gap,
+    "rg_generator": rg_generator,
+    "rg_synthesis": rg_synthesis,
 }
 
 # Roots of matrices with small eigenvalues in the recording itself.
-TOLERANCES = {"fid": 1e-8}
+# Adam divides by a root of squared gradients, which lifts rounding where a gradient is nearly zero.
+TOLERANCES = {"fid": 1e-8, "gap": 1e-8, "rg_synthesis": 1e-7}

@@ -5,27 +5,20 @@ Whatever the model was trained to predict, samplers see `DiffusionPrior.epsilon`
 diffusers takes seconds to import and is imported inside the functions that need it.
 """
 
+import inspect
 import json
-import math
 import shutil
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from kdnb.checkpoints import Checkpointer
 from kdnb.errors import InputError, check_name
-from kdnb.progress import progress
-from kdnb.randomness import generator_for, random_state, seed_everything, set_random_state
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
-_SAVE_EVERY = 20.0  # seconds between checkpoints; what a kill can cost. Results do not depend on it.
 
 
 # --- the prior as samplers see it ----------------------------------------------------------------------------------------------
@@ -132,7 +125,7 @@ def build_prior(name: str, channels: int, image_size: int, **kwargs) -> nn.Modul
         InputError: an unknown name, or sizes that do not divide.
     """
     maker = PRIORS[check_name("prior", name, PRIORS)]
-    defaults = dict(zip(maker.__code__.co_varnames[2:maker.__code__.co_argcount], maker.__defaults__, strict=True))
+    defaults = {key: parameter.default for key, parameter in list(inspect.signature(maker).parameters.items())[2:]}
     for key in kwargs:
         check_name(f"argument of prior {name}", key, defaults)
     chosen = defaults | kwargs
@@ -144,135 +137,137 @@ def build_prior(name: str, channels: int, image_size: int, **kwargs) -> nn.Modul
     return maker(channels, image_size, **kwargs)
 
 
-# --- training ------------------------------------------------------------------------------------------------------------------
+# --- folders of diffusers ------------------------------------------------------------------------------------------------------
 
-class PriorFit(NamedTuple):
-    """A trained prior (averaged weights) and the (steps,) epsilon losses on the CPU."""
+def save_prior(prior: DiffusionPrior, folder: Path) -> None:
+    """Write a folder that `load_prior` and diffusers itself can read: config.json, safetensors weights, scheduler/.
 
-    prior: DiffusionPrior
-    losses: Tensor
+    The folder appears whole or not at all; one that was saved before is replaced.
 
-
-def warm_cosine(step: int, steps: int, warmup: float = 0.05) -> float:
-    """Factor of the learning rate at zero-based `step`: a linear rise over the share `warmup` of all steps, then a cosine to zero.
-
-    >>> [round(warm_cosine(step, 12, warmup=0.25), 3) for step in (0, 1, 2, 3, 7, 11)]
-    [0.333, 0.667, 1.0, 0.97, 0.587, 0.03]
-    """
-    rise = max(1, round(warmup * steps))
-    if step < rise:
-        return (step + 1) / rise
-    return 0.5 * (1 + math.cos(math.pi * (step + 1 - rise) / (steps + 1 - rise)))
-
-
-def ema_decay_at(step: int, ema_decay: float) -> float:
-    """min(ema_decay, (1 + step) / (10 + step)): early averages forget the random initial weights quickly.
-
-    >>> ema_decay_at(0, 0.995), ema_decay_at(8, 0.995), ema_decay_at(5000, 0.995)
-    (0.1, 0.5, 0.995)
-    """
-    return min(ema_decay, (1 + step) / (10 + step))
-
-
-def train_prior(
-    model: nn.Module, images: Tensor, *, steps: int, batch_size: int = 32, lr: float = 6e-3, ema_decay: float = 0.995, seed: int = 0,
-    folder: Path | None = None, alphas_cumprod: Tensor | None = None,
-) -> PriorFit:
-    """Train a denoiser on unlabelled images by the simple epsilon loss.
-
-        L = E_{x_0, t, eps} mean (eps - model(sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps, t))^2,   t uniform in 0..T-1
-
-    AdamW with beta_2 = 0.99 (short runs: the default 0.999 remembers the first hundred steps for too long), linear warm-up over 5 % of
-    the steps and a cosine to zero, gradient norm at most 1, exponential moving average of the weights with warm-up.
-    A killed run continues from its last checkpoint and ends with the same bits: images, time steps and noise of a step depend on
-    (seed, step) alone.
-
-    Args:
-        model: `model(x_t, t).sample` of x_t's shape; ends with the averaged weights, in eval mode, on the images' device.
-        images: (N, C, H, W) in [-1, 1], the public split.
-        steps, batch_size: optimiser steps and images per step (drawn with replacement).
-        lr: peak learning rate.
-        ema_decay: in [0, 1).
-        seed: of the draws; also sets the global random state, for models with dropout.
-        folder: for checkpoints; None: the work can't be resumed.
-        alphas_cumprod: (T,) noise schedule; None: 1000 linear betas from 1e-4 to 0.02.
     Raises:
-        InputError: no images, numbers out of range, or a folder with checkpoints of another recipe.
-        FloatingPointError: the loss became infinite or NaN; the message names the step.
-
-    Source: Ho, Jain, Abbeel, NeurIPS 2020, equation 14.
+        InputError: the folder holds something that is not a saved prior, or the model is none of diffusers.
     """
-    if images.dim() != 4 or not len(images) or steps < 1 or batch_size < 1 or lr <= 0 or not 0 <= ema_decay < 1:
-        raise InputError(f"a prior needs images (N, C, H, W), steps and batch_size >= 1, lr > 0 and 0 <= ema_decay < 1, got images "
-                         f"{tuple(images.shape)}, {steps}, {batch_size}, {lr} and {ema_decay}")
-    recipe = {"steps": steps, "batch_size": batch_size, "lr": lr, "ema_decay": ema_decay, "seed": seed}
-    alphas = linear_alphas_cumprod() if alphas_cumprod is None else alphas_cumprod
-    alphas_device = alphas.to(images)
+    from diffusers import DDPMScheduler
 
-    model.to(images.device).train().requires_grad_(True)
-    parameters = list(model.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr, betas=(0.9, 0.99))
-    averages = [parameter.detach().clone() for parameter in parameters]
-    losses = torch.zeros(steps, device=images.device)
-    seed_everything(seed)
-    saver = Checkpointer(folder)
-    restored = saver.load()
-    start = _restore(restored[1], recipe, model, optimizer, averages, losses) if restored else 0
-    saved = time.monotonic()
-
-    for step in progress(range(start, steps), "diffusion prior", steps, start):
-        x_t, t, eps = _noisy_batch(images, alphas_device, batch_size, generator_for(seed, "prior", step, device=images.device))
-        loss = F.mse_loss(model(x_t, t).sample, eps)
-        for group in optimizer.param_groups:
-            group["lr"] = lr * warm_cosine(step, steps)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        torch._foreach_lerp_(averages, [parameter.detach() for parameter in parameters], 1 - ema_decay_at(step, ema_decay))
-        losses[step] = loss.detach()
-        if folder is not None and time.monotonic() - saved > _SAVE_EVERY:
-            _stop_if_not_finite(losses)
-            saver.save(step + 1, _snapshot(step + 1, recipe, model, optimizer, averages, losses))
-            saved = time.monotonic()
-
-    _stop_if_not_finite(losses)
-    with torch.no_grad():
-        for parameter, average in zip(parameters, averages, strict=True):
-            parameter.copy_(average)
-    return PriorFit(DiffusionPrior(model, alphas.to(images.device)), losses.cpu())
+    folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").is_file():
+        raise InputError(f"{folder.name} is not empty and holds no prior; choose another folder")
+    if not hasattr(prior.model, "save_pretrained"):
+        raise InputError(f"only models of diffusers can be saved as a folder, got {type(prior.model).__name__}")
+    alphas = prior.alphas_cumprod.detach().cpu().double()
+    betas = 1 - alphas / torch.cat([torch.ones(1, dtype=torch.float64), alphas[:-1]])
+    scheduler = DDPMScheduler(num_train_timesteps=len(betas), trained_betas=betas.tolist(), prediction_type=prior.prediction_type)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".tmp-"))
+    try:
+        prior.model.save_pretrained(temporary, safe_serialization=True)
+        scheduler.save_pretrained(temporary / "scheduler")
+        temporary.chmod(0o755)
+        if folder.exists():
+            shutil.rmtree(folder)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _noisy_batch(images: Tensor, alphas_cumprod: Tensor, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """x_t, t and eps of one step, from one generator."""
-    device = images.device
-    x_0 = images[torch.randint(len(images), (batch_size,), generator=generator, device=device)]
-    t = torch.randint(len(alphas_cumprod), (batch_size,), generator=generator, device=device)
-    eps = torch.randn(x_0.shape, generator=generator, device=device, dtype=images.dtype)
-    alpha_bar = alphas_cumprod[t].view(-1, 1, 1, 1)
-    return alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * eps, t, eps
+def load_prior(folder: Path) -> DiffusionPrior:
+    """A prior from a local folder written by `save_prior`, or by `save_pretrained` of a diffusers model or pipeline.
+
+    The noise schedule and the prediction type come from scheduler/scheduler_config.json or scheduler_config.json; without either they
+    are 1000 linear betas from 1e-4 to 0.02 and epsilon. Weights are read from safetensors only, every one of them must fit, and the
+    class must be one of diffusers' models or `CompactUNet`. Nothing is downloaded.
+
+    Raises:
+        InputError: a file is missing, damaged or a pickle; an unknown class or schedule; a model that needs labels or a text.
+    """
+    folder = Path(folder)
+    if (folder / "config.json").is_file():
+        model_folder = folder
+    elif (folder / "model_index.json").is_file():
+        model_folder = next((folder / part for part in ("unet", "transformer") if (folder / part / "config.json").is_file()), None)
+    else:
+        model_folder = None
+    if model_folder is None:
+        raise InputError(f"{folder.name} is no folder of a diffusion model: config.json (or model_index.json with unet/config.json) is missing")
+    model = _load_model(model_folder)
+    configs = [folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json"]
+    config = next((_read_config(path) for path in configs if path.is_file()), None)
+    return DiffusionPrior(model) if config is None else DiffusionPrior(model, *_schedule(config))
 
 
-def _snapshot(step: int, recipe: dict, model: nn.Module, optimizer, averages: list[Tensor], losses: Tensor) -> dict:
-    return {"step": step, "recipe": recipe, "model": model.state_dict(), "optimizer": optimizer.state_dict(), "averages": averages,
-            "losses": losses, "random": random_state()}
+def _read_config(path: Path) -> dict:
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path.name} can't be read: {error}") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{path.name} should hold a JSON object, it holds a {type(config).__name__}")
+    return config
 
 
-def _restore(state: dict, recipe: dict, model: nn.Module, optimizer, averages: list[Tensor], losses: Tensor) -> int:
-    """Put a snapshot back and return the number of steps done."""
-    if state["recipe"] != recipe:
-        raise InputError(f"the folder holds checkpoints of another recipe: {state['recipe']}, asked for {recipe}; empty it or use another")
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    for average, saved in zip(averages, state["averages"], strict=True):
-        average.copy_(saved)
-    losses.copy_(state["losses"])
-    set_random_state(state["random"])
-    return state["step"]
+def _load_model(folder: Path) -> nn.Module:
+    config = _read_config(folder / "config.json")
+    if config.get("quantization_config"):
+        raise InputError("quantized weights can't serve as a prior; save the model in float32 or float16")
+    if not list(folder.glob("diffusion_pytorch_model*.safetensors")):
+        pickles = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+        found = f"; {', '.join(pickles)} can run code when opened and is not read" if pickles else ""
+        raise InputError(f"{folder.name} has no diffusion_pytorch_model.safetensors{found}. Save with safe_serialization=True")
+    kind = _model_class(config.get("_class_name"))
+    try:
+        model, info = kind.from_pretrained(folder, use_safetensors=True, local_files_only=True, output_loading_info=True)
+    except Exception as error:  # diffusers raises many kinds; all of them mean that this folder can't be used
+        raise InputError(f"{folder.name} can't be loaded as {kind.__name__}: {error}") from error
+    wrong = {name: keys for name, keys in info.items() if keys}
+    if wrong:  # diffusers only warns, and leaves random weights
+        raise InputError(f"the weights in {folder.name} do not fit {kind.__name__}: {wrong}")
+    for tensor in [*model.parameters(), *model.buffers()]:
+        # safetensors leaves weights at addresses that vector units do not like; CPU kernels then add in another order, and a loaded
+        # prior would differ from the saved one by 2e-7. A copy is aligned and gives the same bits.
+        tensor.data = tensor.data.clone()
+    _try_once(model)
+    return model
 
 
-def _stop_if_not_finite(losses: Tensor) -> None:
-    bad = (~losses.isfinite()).nonzero()
-    if len(bad):
-        raise FloatingPointError(f"diffusion prior: the loss became infinite or NaN at step {int(bad[0])}; the last checkpoint is from "
-                                 "before. Lower lr.")
+def _model_class(name: object) -> type:
+    """One of our own or one that diffusers exports as a model; a file can't name anything else."""
+    import diffusers
+
+    from kdnb.generators.compact_unet import CompactUNet
+
+    if name == CompactUNet.__name__:
+        return CompactUNet
+    kind = getattr(diffusers, name, None) if isinstance(name, str) and name.endswith("Model") else None
+    if not (isinstance(kind, type) and issubclass(kind, diffusers.ModelMixin)):
+        raise InputError(f"config.json names the class {name!r}; allowed: CompactUNet and the models of diffusers, such as UNet2DModel")
+    return kind
+
+
+def _try_once(model: nn.Module) -> None:
+    """One forward pass of one image, so that a model that asks for more than (x_t, t) is refused here and not while sampling."""
+    config = model.config
+    try:
+        size = config.sample_size
+        x = torch.zeros(1, config.in_channels, *((size, size) if isinstance(size, int) else size), dtype=model.dtype)
+        with torch.no_grad():
+            shape = model(x, torch.zeros(1, dtype=torch.int64)).sample.shape
+    except Exception as error:
+        raise InputError(f"{type(model).__name__} can't serve as an unconditional image prior: {error}") from error
+    if shape[1] < x.shape[1] or shape[2:] != x.shape[2:]:
+        raise InputError(f"a prior maps images to noise of their shape; {type(model).__name__} maps {tuple(x.shape)} to {tuple(shape)}")
+
+
+def _schedule(config: dict) -> tuple[Tensor, str]:
+    """alphas_cumprod and the prediction type of a scheduler's configuration."""
+    from diffusers import DDPMScheduler
+
+    prediction_type = config.get("prediction_type", "epsilon")
+    betas = config.get("trained_betas")
+    if betas is not None:  # in float64: DDPMScheduler would round them, and a saved prior would come back slightly different
+        return torch.cumprod(1 - torch.tensor(betas, dtype=torch.float64), 0).float(), prediction_type
+    if "beta_schedule" not in config:
+        raise InputError(f"the scheduler {config.get('_class_name')} has no betas (flow matching and EDM priors are not supported)")
+    try:
+        return DDPMScheduler.from_config(config).alphas_cumprod, prediction_type
+    except (NotImplementedError, TypeError, ValueError) as error:
+        raise InputError(f"the scheduler's configuration can't be used: {error}") from error

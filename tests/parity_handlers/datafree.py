@@ -6,6 +6,9 @@ from torch import nn
 
 from kdnb import metrics
 from kdnb.attacks import hard_loss
+from kdnb.attacks.bit_flip import ProgressiveBitSearch
+from kdnb.attacks.carlini_wagner import carlini_wagner_l2_released
+from kdnb.attacks.quantization import Quantization
 from kdnb.generators.perturbation import PerturbationGenerator
 from kdnb.generators.reusable import ReusableGenerator
 from kdnb.losses import contrastive, datafree
@@ -234,12 +237,101 @@ def gap(golden):
     yield "after_step.last_conv.weight", last.weight, golden["after_step.last_conv.weight"]
 
 
+def cw_l2(golden):
+    config, images, labels = golden.meta["config"], golden["images"], golden["labels"]
+    teacher = TinyTeacher(golden.under("teacher."))
+    runs = {key.split(".")[0] for key in golden.tensors if key.endswith(".adversarial")}
+    for run in sorted(runs):
+        targeted = run.startswith("targeted")
+        lr = config.get("high_lr", 2.0) if run.endswith("high_lr") else config["lr"]
+        wanted = golden["target_labels"] if targeted else labels
+        adversarial = carlini_wagner_l2_released(teacher, images, wanted, targeted, config["c"], config["kappa"], lr, config["max_iter"])
+        yield f"{run}.adversarial", adversarial, golden[f"{run}.adversarial"]
+        yield f"{run}.logits", teacher(adversarial), golden[f"{run}.logits"]
+        yield f"{run}.l2", (adversarial - images).flatten(1).norm(dim=1), golden[f"{run}.l2"]
+
+
+class FlipNet(nn.Module):
+    """The network of the bit-flip recordings."""
+
+    def __init__(self, state: dict[str, torch.Tensor]):
+        super().__init__()
+        first, second, last = state["conv1.weight"], state["conv2.weight"], state["fc.weight"]
+        self.conv1 = nn.Conv2d(first.shape[1], first.shape[0], 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(first.shape[0])
+        self.conv2 = nn.Conv2d(second.shape[1], second.shape[0], 3, 2, 1)
+        self.fc = nn.Linear(last.shape[1], last.shape[0])
+        self.load_state_dict(state, strict=False)
+        self.eval().requires_grad_(False)
+
+    def forward(self, x):
+        x = F.relu(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return self.fc(x.mean(dim=(2, 3)))
+
+
+def bfa(golden):
+    model = FlipNet(golden.under("float."))
+    recorded = golden.under("int_weight.")
+    quantization = Quantization(model, golden.meta["config"].get("bits", 8), [name for name in ("conv1", "conv2", "fc") if name in recorded])
+    for layer in quantization.layers:
+        yield f"step_size.{layer.name}", layer.step, golden[f"step_size.{layer.name}"]
+        yield f"int_weight.{layer.name}", layer.integers, recorded[layer.name]
+    yield "quantised_logits", model(golden["x"]), golden["quantised_logits"]
+    if "clean_acc" in golden.meta:
+        yield "clean_acc", _top1(model, golden), golden.meta["clean_acc"]
+    search = ProgressiveBitSearch(quantization, golden["x"], k_top=golden.meta["config"]["k_top"])
+    yield "target", search.labels, golden["target"]
+    for name, gradient in golden.under("step0.grad.").items():
+        yield f"step0.grad.{name}", search.gradients()[name], gradient
+    losses = []
+    for number, recorded_step in enumerate(golden.meta["steps"]):
+        yield from _bit_flip_step(golden, search, number, recorded_step)
+        losses.append([search.trail[-1].loss_before, search.trail[-1].loss_after])
+    yield "losses", torch.tensor(losses, dtype=torch.float64), golden["losses"].float()  # single precision inside: its tolerance
+
+
+def _bit_flip_step(golden, search, number, recorded):
+    step = search.step()
+    yield f"step{number}.layer", step.flips[0].layer == recorded["layer"], True
+    yield f"step{number}.n_bits", len(step.flips), recorded["n_bits"]
+    yield f"step{number}.bit_counter", search.num_flips, recorded["bit_counter"]
+    yield f"step{number}.flips", _merged(step.flips) == {flip["flat_index"]: _plain(flip) for flip in recorded["flips"]}, True
+    for name, loss in recorded["layer_losses"].items():
+        yield f"step{number}.layer_losses.{name}", torch.tensor(step.layer_losses[name]), torch.tensor(loss)
+    for name, integers in golden.under(f"step{number}.int_weight.").items():
+        yield f"step{number}.int_weight.{name}", search.quantization.index[name].integers.clone(), integers
+    if "hamming" in recorded:
+        yield f"step{number}.hamming", search.hamming, recorded["hamming"]
+    if "eval_acc" in recorded:
+        yield f"step{number}.eval_acc", _top1(search.model, golden), recorded["eval_acc"]
+
+
+def _merged(flips):
+    """index -> (first before, last after, bits) of one step's flips in the recordings' form."""
+    merged = {}
+    for flip in flips:
+        before, _, bits = merged.get(flip.index, (flip.before, None, []))
+        merged[flip.index] = (before, flip.after, sorted([*bits, flip.bit]))
+    return merged
+
+
+def _plain(flip):
+    return flip["before"], flip["after"], sorted(flip["bits"])
+
+
+def _top1(model, golden):
+    return metrics.accuracy(model(golden["eval_x"]), golden["eval_y"])
+
+
 HANDLERS = {
     "deepinversion_bn": deepinversion_bn,
     "dfkd_losses": dfkd_losses,
     "cmi": cmi,
     "behaviour": behaviour,
     "fid": fid,
+    "bfa": bfa,
+    "bfa_multibit": bfa,
+    "cw_l2": cw_l2,
     "gap": gap,
     "rg_generator": rg_generator,
     "rg_synthesis": rg_synthesis,
@@ -247,4 +339,4 @@ HANDLERS = {
 
 # Roots of matrices with small eigenvalues in the recording itself.
 # Adam divides by a root of squared gradients, which lifts rounding where a gradient is nearly zero.
-TOLERANCES = {"fid": 1e-8, "gap": 1e-8, "rg_synthesis": 1e-7}
+TOLERANCES = {"fid": 1e-8, "gap": 1e-8, "cw_l2": 1e-8, "rg_synthesis": 1e-7}

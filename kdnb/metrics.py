@@ -188,6 +188,15 @@ def auroc(scores_positive: Tensor, scores_negative: Tensor) -> Tensor:
     return 0.5 * (below + not_above).mean() / ordered.numel()
 
 
+def confusion_matrix(predictions: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """(K, K) counts of a prediction for a true class: rows true, columns predicted.
+
+    Args:
+        predictions, labels: (N,) int64 in 0..K-1.
+    """
+    return torch.bincount(labels * num_classes + predictions, minlength=num_classes**2).view(num_classes, num_classes)
+
+
 def class_imbalance(labels: Tensor, num_classes: int) -> Tensor:
     """How far a label histogram is from uniform: KL(p || u) = ln K + sum_k p_k ln p_k, scalar float64 in [0, ln K], nats."""
     share = torch.bincount(labels, minlength=num_classes).double() / max(labels.numel(), 1)

@@ -10,7 +10,8 @@ class BatchNormProbe:
     """Statistics of the *inputs* of every BatchNorm layer, gathered in the same forward pass that gives the logits.
 
     A batch-norm layer's running mean and variance describe what enters it, so these are what a batch must be compared with; the
-    layer's outputs are already shifted and scaled (`of="outputs"` exists to reproduce code that compares those). Hooks stay until `close()` (or the end of the `with` block).
+    layer's outputs are already shifted and scaled (`of="outputs"` exists to reproduce code that compares those). Hooks stay until
+    `close()` (or the end of the `with` block).
 
         with BatchNormProbe(teacher) as probe:
             logits = teacher(x)

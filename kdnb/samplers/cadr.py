@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from kdnb.errors import InputError, check_name
 from kdnb.losses.datafree import batch_norm_terms
+from kdnb.metrics import entropy
 from kdnb.models.probes import BatchNormProbe
 
 VARIANTS = ("corrected", "reference")
@@ -41,20 +42,13 @@ def noise_from_estimate(x_t: Tensor, x0: Tensor, alpha_bar: Tensor | float) -> T
     return (x_t - _root(alpha_bar) * x0) / _root(1 - alpha_bar)
 
 
-def softmax_entropy(logits: Tensor, normalized: bool = False) -> Tensor:
-    """H_b = -sum_k p_bk ln p_bk in nats, (B, K) -> (B,); divided by ln K if `normalized`, then in [0, 1]."""
-    log_p = F.log_softmax(logits, dim=1)
-    entropy = -(log_p.exp() * log_p).sum(dim=1)
-    return entropy / torch.log(torch.tensor(float(logits.shape[1]))) if normalized else entropy
-
-
-def entropy_gate(entropy: Tensor, lambda_max: float = 1.5, threshold: float = 0.4, sharpness: float = 10.0) -> Tensor:
+def entropy_gate(uncertainty: Tensor, lambda_max: float = 1.5, threshold: float = 0.4, sharpness: float = 10.0) -> Tensor:
     """lambda = lambda_max / (1 + exp(-k (H - tau))), per sample.
 
     With the defaults it is 0.027 at H = 0, 0.75 at H = 0.4 and 1.5 at H = 2 nats: nearly a switch, and in nats its threshold means
     something else for 10 classes than for 100 (hence the normalised entropy).
     """
-    return lambda_max * torch.sigmoid(sharpness * (entropy - threshold))
+    return lambda_max * torch.sigmoid(sharpness * (uncertainty - threshold))
 
 
 def adaptive_rectification(grad: Tensor, x_t: Tensor, gate: Tensor, eta: float = 0.1, xi: float = 1e-6) -> Tensor:
@@ -204,7 +198,7 @@ class Guidance:
         c = self.config
         if c.gate == "constant":
             return torch.full_like(logits[:, 0], c.lambda_max)
-        gate = entropy_gate(softmax_entropy(logits, c.gate == "normalized_entropy"), c.lambda_max, c.threshold, c.sharpness)
+        gate = entropy_gate(entropy(logits, c.gate == "normalized_entropy"), c.lambda_max, c.threshold, c.sharpness)
         return torch.where(gate < c.gate_floor * c.lambda_max, 0.0, gate) if c.gate_floor else gate
 
     def _gradient(self, x0: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -239,7 +233,7 @@ class Guidance:
                     grad[active] = torch.autograd.grad(loss, x)[0]
         gate = self.gate(logits)
         self._open = gate > 0 if self.config.gate_floor and self.config.gate != "constant" else None
-        self.last = {"gate": gate.mean(), "entropy": softmax_entropy(logits).mean(),
+        self.last = {"gate": gate.mean(), "entropy": entropy(logits).mean(),
                      "cross_entropy": F.cross_entropy(logits, labels), "bn": self._bn_loss(groups, B).detach()}
         return grad, gate
 
@@ -254,7 +248,7 @@ class Guidance:
             groups = [self._group(len(x))]
             grad = torch.autograd.grad(self._loss(logits, labels, groups, len(x)), x)[0]
         gate = self.gate(logits.detach())
-        self.last = {"gate": gate.mean(), "entropy": softmax_entropy(logits.detach()).mean(),
+        self.last = {"gate": gate.mean(), "entropy": entropy(logits.detach()).mean(),
                      "cross_entropy": F.cross_entropy(logits.detach(), labels), "bn": self._bn_loss(groups, len(x)).detach()}
         return adaptive_rectification(grad, x_t, gate, self.config.eta, self.config.xi)
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kdnb.metrics import entropy
 from kdnb.samplers.cadr import (
     Guidance,
     GuidanceConfig,
@@ -13,7 +14,6 @@ from kdnb.samplers.cadr import (
     ddim_step,
     entropy_gate,
     rectify_noise,
-    softmax_entropy,
     tweedie,
 )
 from kdnb.samplers.diffusion import sample, timesteps
@@ -76,11 +76,11 @@ def cadr(golden) -> Iterator:
             guidance.reset()
             r = guidance.rectification(x_t, eps, alpha, labels)
             bn = guidance.last["bn"]
-        entropy = softmax_entropy(logits)
+        uncertainty = entropy(logits)
         loss = config.ce_weight * F.cross_entropy(logits, labels) + (bn if case["bn"] else 0.0)
         ours = {
-            "x0_hat_clamped": x0.clamp(-1, 1), "logits": logits, "entropy": entropy,
-            "gate": entropy_gate(entropy, c["lambda_max"], c["tau_ent"], c["k_sigmoid"]), "guidance_loss": loss, "grad": grad,
+            "x0_hat_clamped": x0.clamp(-1, 1), "logits": logits, "entropy": uncertainty,
+            "gate": entropy_gate(uncertainty, c["lambda_max"], c["tau_ent"], c["k_sigmoid"]), "guidance_loss": loss, "grad": grad,
             "grad_l2": grad.flatten(1).norm(dim=1), "x_l2": x_t.flatten(1).norm(dim=1), "g_rect": r,
             "rectified_noise_ref": rectify_noise(eps, r, alpha, "reference"),
             "x_prev_ref": ddim_step(x_t, rectify_noise(eps, r, alpha, "reference"), alpha, alphas[case["t_prev"]], variant="reference"),

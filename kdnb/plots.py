@@ -1,0 +1,155 @@
+"""Figures: every function takes data and returns a matplotlib figure, small enough to be stored in a notebook.
+
+Colours are Okabe and Ito's, told apart by colour-blind readers; axes carry units.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from torch import Tensor
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+_STYLE = {
+    "axes.prop_cycle": plt.cycler(color=COLOURS), "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+    "grid.alpha": 0.3, "figure.dpi": 72, "savefig.dpi": 100, "font.size": 9, "axes.titlesize": 10, "legend.frameon": False,
+    "figure.constrained_layout.use": True,
+}
+plt.rcParams.update(_STYLE)
+
+
+def image_grid(images: Tensor, titles: Sequence[str] | None = None, columns: int = 10, scale: float = 0.75, caption: str = ""):
+    """Images (N, C, H, W) in [-1, 1] as a grid, row by row; grey for one channel."""
+    rows = -(-len(images) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(columns * scale, rows * scale * (1.3 if titles else 1.0)), squeeze=False)
+    pictures = ((images.detach().float().cpu().clamp(-1, 1) + 1) / 2).permute(0, 2, 3, 1).numpy()
+    for index, axis in enumerate(axes.flat):
+        axis.axis("off")
+        if index < len(images):
+            axis.imshow(pictures[index].squeeze(-1) if pictures.shape[-1] == 1 else pictures[index], cmap="gray", vmin=0, vmax=1)
+            if titles:
+                axis.set_title(titles[index], fontsize=7, pad=2)
+    if caption:
+        figure.suptitle(caption, fontsize=9)
+    return _done(figure)
+
+
+def labelled_rows(groups: Mapping[str, Tensor], scale: float = 0.6):
+    """One row of images per group, the group's name at the left."""
+    columns = max(len(images) for images in groups.values())
+    figure, axes = plt.subplots(len(groups), columns, figsize=(columns * scale + 1.4, len(groups) * scale), squeeze=False)
+    for row, (name, images) in zip(axes, groups.items(), strict=True):
+        pictures = ((images.detach().float().cpu().clamp(-1, 1) + 1) / 2).permute(0, 2, 3, 1).numpy()
+        for index, axis in enumerate(row):
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.set_frame_on(False)
+            if index < len(images):
+                axis.imshow(pictures[index].squeeze(-1) if pictures.shape[-1] == 1 else pictures[index], cmap="gray", vmin=0, vmax=1)
+        row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+    return _done(figure)
+
+
+def lines(series: Mapping[str, Sequence[tuple[float, float]]], xlabel: str, ylabel: str, title: str = "", *, log: bool = False,
+          reference: Mapping[str, float] | None = None, size: tuple[float, float] = (5.5, 3.0)):
+    """Curves from (x, y) pairs; `reference` draws named horizontal lines."""
+    figure, axis = plt.subplots(figsize=size)
+    for name, points in series.items():
+        x, y = zip(*points, strict=True)
+        axis.plot(x, y, label=name, linewidth=1.6, marker="o" if len(x) < 15 else None, markersize=3)
+    for index, (name, level) in enumerate((reference or {}).items()):
+        axis.axhline(level, color="0.4", linestyle=("--", ":", "-.")[index % 3], linewidth=1, label=name)
+    axis.set(xlabel=xlabel, ylabel=ylabel, title=title, yscale="log" if log else "linear")
+    if len(series) + len(reference or {}) > 1:
+        axis.legend(fontsize=8)
+    return _done(figure)
+
+
+def training_curves(history: Sequence[Mapping]):
+    """Loss terms, accuracy and learning rate over epochs, side by side."""
+    figure, axes = plt.subplots(1, 3, figsize=(9, 2.6))
+    epochs = [row["epoch"] for row in history]
+    for name in (key for key in history[0] if key.startswith("train_")):
+        axes[0].plot(epochs, [row[name] for row in history], label=name.removeprefix("train_"))
+    axes[0].set(xlabel="epoch", ylabel="training loss (nats)", yscale="log")
+    axes[0].legend(fontsize=8)
+    seen = [row for row in history if "top1" in row]
+    axes[1].plot([row["epoch"] for row in seen], [row["top1"] for row in seen], marker="o", markersize=3)
+    axes[1].set(xlabel="epoch", ylabel="test top-1 (fraction)", ylim=(None, 1.005))
+    axes[2].plot(epochs, [row["lr"] for row in history])
+    axes[2].set(xlabel="epoch", ylabel="learning rate")
+    return _done(figure)
+
+
+def confusion(matrix: Tensor, names: Sequence[str], title: str = ""):
+    """Counts (K, K): rows are true classes, columns predictions. The diagonal is left uncoloured so that errors stand out."""
+    counts = matrix.cpu().numpy()
+    errors = np.where(np.eye(len(counts), dtype=bool), np.nan, counts)
+    figure, axis = plt.subplots(figsize=(4.2, 3.6))
+    picture = axis.imshow(errors, cmap="viridis_r", vmin=0)
+    for i, j in np.argwhere(counts > 0) if len(counts) <= 20 else []:
+        axis.text(j, i, counts[i, j], ha="center", va="center", fontsize=7)
+    axis.set(xlabel="predicted class", ylabel="true class", title=title, xticks=range(len(names)), yticks=range(len(names)))
+    axis.set_xticklabels(names, rotation=90 if max(map(len, names)) > 2 else 0)
+    axis.set_yticklabels(names)
+    axis.grid(False)
+    figure.colorbar(picture, label="wrong images", shrink=0.8)
+    return _done(figure)
+
+
+def calibration(reliability, logits: Tensor, labels: Tensor):
+    """Left: how often the network is right at each level of confidence. Right: confidence of right and of wrong predictions."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7.5, 2.9))
+    filled = reliability.count > 0
+    left.plot([0, 1], [0, 1], color="0.5", linestyle="--", label="calibrated")
+    left.plot(reliability.confidence[filled].cpu(), reliability.accuracy[filled].cpu(), marker="o", label="network")
+    left.set(xlabel="confidence", ylabel="accuracy in the bin", xlim=(0, 1.02), ylim=(0, 1.05))
+    left.legend(fontsize=8)
+    top = logits.softmax(dim=1).max(dim=1).values.cpu()
+    right_ones = (logits.argmax(dim=1) == labels).cpu()
+    bins = np.linspace(0, 1, 21)
+    right.hist([top[right_ones].numpy(), top[~right_ones].numpy()], bins=bins, stacked=True, log=True,
+               label=[f"right ({int(right_ones.sum())})", f"wrong ({int((~right_ones).sum())})"])
+    right.set(xlabel="confidence", ylabel="test images")
+    right.legend(fontsize=8)
+    return _done(figure)
+
+
+def bars(values: Mapping[str, Sequence[float] | float], ylabel: str, title: str = "", *, reference: Mapping[str, float] | None = None,
+         size: tuple[float, float] = (6.0, 3.0), ylim: tuple | None = None):
+    """One bar per name: the mean over seeds, with every single value as a dot."""
+    figure, axis = plt.subplots(figsize=size)
+    for index, (name, found) in enumerate(values.items()):
+        points = np.atleast_1d(np.asarray(found, dtype=float))
+        axis.bar(index, points.mean(), color=COLOURS[index % len(COLOURS)], alpha=0.75)
+        if len(points) > 1:
+            axis.scatter([index] * len(points), points, color="black", s=10, zorder=3)
+    for name, level in (reference or {}).items():
+        axis.axhline(level, color="0.3", linestyle="--", linewidth=1, label=name)
+    axis.set(ylabel=ylabel, title=title, xticks=range(len(values)), ylim=ylim)
+    axis.set_xticklabels(values, rotation=20, ha="right")
+    axis.grid(axis="x", visible=False)
+    if reference:
+        axis.legend(fontsize=8)
+    return _done(figure)
+
+
+def grouped_bars(table: Mapping[str, Mapping[str, float]], ylabel: str, title: str = "", size: tuple[float, float] = (7.0, 3.0)):
+    """`table[group][series]`: one cluster of bars per group, one colour per series."""
+    figure, axis = plt.subplots(figsize=size)
+    series = list(next(iter(table.values())))
+    width = 0.8 / len(series)
+    for index, name in enumerate(series):
+        positions = np.arange(len(table)) + (index - (len(series) - 1) / 2) * width
+        axis.bar(positions, [row[name] for row in table.values()], width, label=name)
+    axis.set(ylabel=ylabel, title=title, xticks=range(len(table)))
+    axis.set_xticklabels(table, rotation=20, ha="right")
+    axis.grid(axis="x", visible=False)
+    axis.legend(fontsize=8)
+    return _done(figure)
+
+
+def _done(figure):
+    """Close for pyplot, so that a cell that ends in the figure shows it once."""
+    plt.close(figure)
+    return figure

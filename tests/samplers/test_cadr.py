@@ -1,0 +1,323 @@
+"""CADR: the four steps against hand-computed values, the direction of guidance, and what it costs."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from kdnb.errors import InputError
+from kdnb.samplers.cadr import (
+    Guidance,
+    GuidanceConfig,
+    adaptive_rectification,
+    ddim_step,
+    entropy_gate,
+    noise_from_estimate,
+    rectify_noise,
+    tweedie,
+)
+from kdnb.samplers.diffusion import SOLVERS, sample, timesteps
+
+
+class TinyTeacher(nn.Module):
+    """conv - BN - ReLU - conv - BN - ReLU - mean - linear, with statistics of its own so that the BN loss has a target."""
+
+    def __init__(self, classes: int = 4, seed: int = 0):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.net = nn.Sequential(nn.Conv2d(1, 6, 3, 2, 1, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 8, 3, 2, 1, bias=False),
+                                 nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes)).double()
+        for layer in (self.net[1], self.net[4]):
+            layer.momentum = 1.0
+        self.net(torch.randn(256, 1, 8, 8, dtype=torch.float64) / 2)  # running statistics of the prior's own images ...
+        for layer in (self.net[1], self.net[4]):
+            layer.running_mean += 0.05  # ... and not quite
+        self.net[-1].weight.data *= 12
+        self.net[-1].bias.data -= self.net.eval()(torch.randn(256, 1, 8, 8, dtype=torch.float64) / 2).mean(dim=0)
+        self.passed = 0
+        self.eval().requires_grad_(False)
+
+    def forward(self, x):
+        self.passed += len(x)
+        return self.net(x)
+
+
+class GaussianPrior:
+    """Exact noise estimate for images N(0, s^2 I): eps = sqrt(1 - abar) x / (abar s^2 + 1 - abar)."""
+
+    def __init__(self, scale: float = 0.5):
+        self.scale, self.calls = scale, 0
+        self.alphas_cumprod = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
+        self.num_train_timesteps = 1000
+
+    def epsilon(self, x, t):
+        self.calls += 1
+        a = self.alphas_cumprod[t]
+        return (1 - a).sqrt() * x / (a * self.scale**2 + 1 - a)
+
+
+def problem(batch: int = 6, seed: int = 1, t: int = 500):
+    generator = torch.Generator().manual_seed(seed)
+    prior = GaussianPrior()
+    x_t = torch.randn(batch, 1, 8, 8, generator=generator, dtype=torch.float64)
+    labels = torch.randint(4, (batch,), generator=generator)
+    return prior, x_t, prior.epsilon(x_t, t), prior.alphas_cumprod[t], labels
+
+
+# --- the four steps ------------------------------------------------------------------------------------------------------------
+
+def test_tweedie_by_hand():
+    x0 = tweedie(torch.tensor([[[[1.0]]]]), torch.tensor([[[[0.5]]]]), 0.64)
+    assert x0.item() == pytest.approx((1 - 0.6 * 0.5) / 0.8)
+
+
+def test_the_noise_of_an_estimate_inverts_tweedie():
+    _, x_t, eps, alpha, _ = problem()
+    assert torch.allclose(noise_from_estimate(x_t, tweedie(x_t, eps, alpha), alpha), eps)
+
+
+def test_the_gate_has_the_published_values():
+    gate = entropy_gate(torch.tensor([0.0, 0.4, 2.0]))
+    assert gate.tolist() == pytest.approx([1.5 / (1 + math.exp(4)), 0.75, 1.5 / (1 + math.exp(-16))])
+
+
+def test_the_correction_has_the_stated_length():
+    generator = torch.Generator().manual_seed(0)
+    grad, x = torch.randn(2, 3, 1, 4, 4, generator=generator)
+    gate = torch.tensor([0.0, 0.7, 1.5])
+    length = adaptive_rectification(grad, x, gate, eta=0.1, xi=1e-6).flatten(1).norm(dim=1)
+    norm_g, norm_x = grad.flatten(1).norm(dim=1), x.flatten(1).norm(dim=1)
+    assert torch.allclose(length, gate * 0.1 * norm_x * norm_g / (norm_g + 1e-6))
+
+
+def test_the_two_variants_differ_in_sign():
+    eps, r = torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2)
+    assert torch.equal(rectify_noise(eps, r, 0.75), -rectify_noise(eps, r, 0.75, "reference"))
+    assert rectify_noise(eps, r, 0.75).mean().item() == pytest.approx(0.5)
+
+
+def test_the_true_last_step_returns_the_clean_estimate():
+    _, x_t, eps, alpha, _ = problem(t=20)
+    assert torch.allclose(ddim_step(x_t, eps, alpha, 1.0), tweedie(x_t, eps, alpha).clamp(-1, 1))
+
+
+def test_after_a_clamp_the_corrected_step_keeps_noise_and_estimate_together():
+    """x_t = sqrt(abar) x0 + sqrt(1 - abar) eps must hold for the pair the step uses; a saturated pixel shows whether it does."""
+    x_t, eps, alpha = torch.tensor([[[[3.0]]]]), torch.tensor([[[[0.0]]]]), 0.64
+    x0 = 1.0  # tweedie gives 3.75, clamped
+    rederived = (3.0 - 0.8 * x0) / 0.6
+    corrected = ddim_step(x_t, eps, alpha, 0.75)
+    assert corrected.item() == pytest.approx(0.75**0.5 * x0 + 0.25**0.5 * rederived)
+    assert ddim_step(x_t, eps, alpha, 0.75, variant="reference").item() == pytest.approx(0.75**0.5 * x0)
+
+
+def test_stochastic_ddim_by_hand():
+    x_t, eps, z = (torch.tensor([[[[value]]]]) for value in (0.3, 0.1, -0.5))
+    a, b, eta = 0.5, 0.8, 1.0
+    sigma = eta * math.sqrt((1 - b) / (1 - a)) * math.sqrt(1 - a / b)
+    x0 = (0.3 - math.sqrt(0.5) * 0.1) / math.sqrt(0.5)
+    expected = math.sqrt(b) * x0 + math.sqrt(1 - b - sigma**2) * (0.3 - math.sqrt(a) * x0) / math.sqrt(1 - a) + sigma * -0.5
+    assert ddim_step(x_t, eps, a, b, eta_ddim=eta, noise=z).item() == pytest.approx(expected, rel=1e-5)
+
+
+# --- direction -----------------------------------------------------------------------------------------------------------------
+
+def guided_loss(config: GuidanceConfig, bn: bool = True, t: int = 500, step: float = 1e-3):
+    """Guidance loss of the un-clamped estimate before and after one small rectification."""
+    prior, x_t, eps, alpha, labels = problem(t=t)
+    teacher = TinyTeacher()
+    with Guidance(teacher, config) as guidance:
+        r = guidance.rectification(x_t, eps, alpha, labels)
+
+        def loss(noise):
+            logits = teacher(tweedie(x_t, noise, alpha).clamp(-1, 1))
+            ce = F.cross_entropy(logits, labels, reduction="sum")
+            return config.ce_weight * ce + config.bn_weight * guidance._bn_loss([guidance._group(len(x_t))], len(x_t))
+
+        return loss(eps).item(), loss(rectify_noise(eps, step * r, alpha, config.variant)).item()
+
+
+@pytest.mark.parametrize("t", [100, 300, 500])
+@pytest.mark.parametrize("bn_weight", [0.0, 1.0])
+def test_the_corrected_sign_descends_the_guidance_loss(t, bn_weight):
+    before, after = guided_loss(GuidanceConfig(gate="constant", bn_weight=bn_weight), t=t)
+    assert after < before
+
+
+def test_the_reference_sign_ascends_it():
+    before, after = guided_loss(GuidanceConfig(gate="constant", bn_weight=0.0, variant="reference"))
+    assert after > before
+
+
+def test_guided_samples_agree_with_the_labels_and_reference_samples_do_not():
+    teacher, prior = TinyTeacher(), GaussianPrior()
+    labels = torch.arange(32) % 4
+    noise = torch.randn(32, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def agreement(config):
+        with Guidance(teacher, config) if config else __import__("contextlib").nullcontext() as guidance:
+            images = sample(prior, labels, (1, 8, 8), guidance=guidance, num_steps=20, initial_noise=noise).images
+        return (teacher(images).argmax(dim=1) == labels).double().mean().item()
+
+    plain = agreement(None)
+    corrected = agreement(GuidanceConfig(gate="constant", eta=0.3, bn_weight=0.0))
+    ascending = agreement(GuidanceConfig(gate="constant", eta=0.1, bn_weight=0.0, variant="reference"))
+    assert corrected > plain + 0.3 and ascending <= plain
+
+
+# --- gradient ------------------------------------------------------------------------------------------------------------------
+
+def plain_rectification(config, teacher, x_t, eps, alpha, labels):
+    """The slow way: whole batch in one graph."""
+    x = x_t.clone().requires_grad_()
+    x0 = tweedie(x, eps, alpha)
+    x0 = x0 + (x0.clamp(-1, 1) - x0).detach() if config.straight_through else x0.clamp(-1, 1)
+    with Guidance(teacher, config) as guidance:
+        logits = teacher(x0)
+        loss = guidance._loss(logits, labels, [guidance._group(len(x))], len(x))
+        gate = guidance.gate(logits.detach())
+    return adaptive_rectification(torch.autograd.grad(loss, x)[0], x_t, gate, config.eta, config.xi)
+
+
+@pytest.mark.parametrize("straight_through", [True, False])
+@pytest.mark.parametrize("gate", ["entropy", "normalized_entropy", "constant"])
+def test_the_rectification_equals_the_gradient_of_the_whole_batch(straight_through, gate):
+    prior, x_t, eps, alpha, labels = problem()
+    config = GuidanceConfig(straight_through=straight_through, gate=gate)
+    teacher = TinyTeacher()
+    with Guidance(teacher, config) as guidance:
+        found = guidance.rectification(x_t, eps, alpha, labels)
+    assert torch.allclose(found, plain_rectification(config, teacher, x_t, eps, alpha, labels), rtol=1e-9, atol=1e-12)
+
+
+def test_closed_gates_stay_out_of_the_backward_pass_and_change_nothing_for_the_others():
+    prior, x_t, eps, alpha, labels = problem(batch=12)
+    config = GuidanceConfig(threshold=0.42, sharpness=100.0, gate_floor=0.3)
+    teacher = TinyTeacher()
+    with Guidance(teacher, config) as guidance:
+        first = guidance.rectification(x_t, eps, alpha, labels)
+        is_open = guidance._open.clone()
+        assert 0 < is_open.sum() < 12
+        second = guidance.rectification(x_t, eps, alpha, labels)  # now split into parts
+        assert torch.allclose(first, second, rtol=1e-9, atol=1e-12)
+        assert torch.equal(first.flatten(1).abs().sum(dim=1) > 0, is_open)
+
+
+def test_a_sample_whose_gate_reopens_is_guided_in_the_same_step():
+    prior, x_t, eps, alpha, labels = problem(batch=8)
+    config = GuidanceConfig(threshold=0.42, sharpness=100.0, gate_floor=0.3)
+    teacher = TinyTeacher()
+    with Guidance(teacher, config) as guidance:
+        expected = guidance.rectification(x_t, eps, alpha, labels)
+        truth = guidance._open.clone()
+        assert 0 < truth.sum() < 8
+        guidance._open = torch.zeros(8, dtype=torch.bool)  # as if all had been closed before
+        found = guidance.rectification(x_t, eps, alpha, labels)
+    assert torch.allclose(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_saturated_pixels_get_a_gradient_by_default_and_none_through_a_hard_clamp():
+    prior, x_t, eps, alpha, labels = problem(t=900)
+    saturated = tweedie(x_t, eps, alpha).abs() > 1
+    x_t = x_t * 8
+    saturated = tweedie(x_t, eps, alpha).abs() > 1
+    assert saturated.double().mean() > 0.5
+    teacher = TinyTeacher()
+    found = {}
+    for straight_through in (True, False):
+        with Guidance(teacher, GuidanceConfig(gate="constant", straight_through=straight_through)) as guidance:
+            found[straight_through] = guidance.rectification(x_t, eps, alpha, labels)[saturated].abs()
+    assert (found[True] > 0).double().mean() > 0.9 and (found[False] == 0).all()
+
+
+def test_one_teacher_pass_per_step():
+    teacher, prior = TinyTeacher(), GaussianPrior()
+    with Guidance(teacher, GuidanceConfig(gate="constant")) as guidance:
+        sample(prior, torch.zeros(5, dtype=torch.int64), (1, 8, 8), guidance=guidance, num_steps=7,
+               initial_noise=torch.randn(5, 1, 8, 8, dtype=torch.float64))
+    assert teacher.passed == 5 * 7 and prior.calls == 7
+
+
+def test_summed_cross_entropy_makes_an_images_label_signal_independent_of_the_batch():
+    prior, x_t, eps, alpha, labels = problem(batch=6)
+    teacher = TinyTeacher()
+    config = GuidanceConfig(bn_weight=0.0, gate="constant")
+    with Guidance(teacher, config) as guidance:
+        whole = guidance.rectification(x_t, eps, alpha, labels)
+        alone = guidance.rectification(x_t[:1], eps[:1], alpha, labels[:1])
+    assert torch.allclose(whole[:1], alone, rtol=1e-9)
+
+
+def test_the_gradient_through_the_prior_differs_and_descends():
+    prior, x_t, eps, alpha, labels = problem()
+    teacher = TinyTeacher()
+    with Guidance(teacher, GuidanceConfig(gate="constant", through_prior=True)) as guidance:
+        through = guidance.rectification(x_t, eps, alpha, labels, prior=lambda x: prior.epsilon(x, 500))
+    with Guidance(teacher, GuidanceConfig(gate="constant")) as guidance:
+        constant = guidance.rectification(x_t, eps, alpha, labels)
+    # a Gaussian prior is linear, so both gradients are parallel and, normalised, equal
+    assert torch.allclose(through, constant, rtol=1e-3)  # equal but for xi
+
+
+def test_closing_guidance_takes_its_hooks_off_the_teacher():
+    teacher = TinyTeacher()
+    with Guidance(teacher, GuidanceConfig()):
+        assert any(module._forward_pre_hooks for module in teacher.modules())
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in teacher.modules())
+
+
+# --- sampling ------------------------------------------------------------------------------------------------------------------
+
+def test_strength_zero_is_plain_sampling_bit_for_bit_and_never_asks_the_teacher():
+    teacher, prior = TinyTeacher(), GaussianPrior()
+    labels, noise = torch.zeros(4, dtype=torch.int64), torch.randn(4, 1, 8, 8, dtype=torch.float64)
+    plain = sample(prior, labels, (1, 8, 8), num_steps=9, initial_noise=noise).images
+    for config in (GuidanceConfig(lambda_max=0.0), GuidanceConfig(eta=0.0)):
+        with Guidance(teacher, config) as guidance:
+            assert torch.equal(plain, sample(prior, labels, (1, 8, 8), guidance=guidance, num_steps=9, initial_noise=noise).images)
+    assert teacher.passed == 0
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_unguided_sampling_from_an_exact_gaussian_score_gives_its_variance(solver):
+    prior = GaussianPrior(scale=0.25)
+    noise = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    images = sample(prior, torch.zeros(64, dtype=torch.int64), (1, 8, 8), solver=solver, num_steps=200, initial_noise=noise).images
+    assert images.std().item() == pytest.approx(0.25, rel=0.04)
+
+
+def test_time_steps_of_both_spacings():
+    assert timesteps(50)[:2] == [999, 979] and timesteps(50)[-1] == 19
+    assert timesteps(50, spacing="leading")[:2] == [980, 960] and timesteps(50, spacing="leading")[-1] == 0
+    assert len(timesteps(30)) == 30 and timesteps(1000)[-1] == 0
+
+
+@pytest.mark.parametrize("num_steps", [0, 1001, -3])
+def test_an_impossible_number_of_steps_is_refused(num_steps):
+    with pytest.raises(InputError, match="between 1 and 1000"):
+        timesteps(num_steps)
+
+
+def test_the_trace_has_a_row_per_step_and_batch():
+    teacher, prior = TinyTeacher(), GaussianPrior()
+    with Guidance(teacher, GuidanceConfig()) as guidance:
+        found = sample(prior, torch.zeros(6, dtype=torch.int64), (1, 8, 8), guidance=guidance, num_steps=5, batch_size=4, trace=True,
+                       initial_noise=torch.randn(6, 1, 8, 8, dtype=torch.float64))
+    assert len(found.trace) == 10 and {"step", "t", "gate", "entropy", "cross_entropy", "bn"} <= set(found.trace[0])
+
+
+@pytest.mark.parametrize("bad", [{"gate": "entrpy"}, {"variant": "fixed"}, {"lambda_max": -1.0}, {"xi": 0.0}, {"every": 0}, {"ce_reduction": "max"}])
+def test_bad_constants_are_refused(bad):
+    with pytest.raises(InputError):
+        GuidanceConfig(**bad)
+
+
+def test_a_teacher_without_batch_norm_needs_bn_weight_zero():
+    teacher = nn.Sequential(nn.Flatten(), nn.Linear(64, 4)).double()
+    with pytest.raises(InputError, match="bn_weight=0"):
+        Guidance(teacher, GuidanceConfig())
+    _, x_t, eps, alpha, labels = problem()
+    with Guidance(teacher, GuidanceConfig(bn_weight=0.0, gate="constant")) as guidance:
+        assert guidance.rectification(x_t, eps, alpha, labels).abs().sum() > 0

@@ -1,0 +1,90 @@
+"""kdnb.runs: the run folder says what was done, with what, and what came out."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from kdnb.runs import run_name, start_run
+
+
+@pytest.fixture
+def outputs(tmp_path, monkeypatch):
+    monkeypatch.setenv("KDNB_OUTPUTS", str(tmp_path))
+    return tmp_path
+
+
+def test_the_same_parameters_find_the_same_folder(outputs):
+    a = start_run("demo", {"seed": 1, "lr": 0.1, "threads": 1})
+    b = start_run("demo", {"lr": 0.1, "threads": 1, "seed": 1})
+    c = start_run("demo", {"seed": 1, "lr": 0.2, "threads": 1})
+    assert a.folder == b.folder != c.folder
+    assert a.folder.parent == outputs / "quick" / "demo" and a.folder.name.startswith("seed1-")
+
+
+def test_the_record_holds_parameters_seeds_versions_hardware_and_commit(outputs, capsys):
+    run = start_run("demo", {"seed": 4, "threads": 1}, profile="standard")
+    run.note(data_hashes={"test": "abc"})
+    record = json.loads((run.folder / "run.json").read_text())
+    assert record["parameters"] == {"seed": 4, "threads": 1}
+    assert record["seeds"]["torch"] == 4 and record["threads"] == 1 == torch.get_num_threads()
+    assert {"torch", "numpy", "python", "kdnb"} <= set(record["versions"])
+    assert record["hardware"]["cores"] >= 1 and record["commit"] and record["data_hashes"] == {"test": "abc"}
+    assert "seed 4" in capsys.readouterr().out
+
+
+def test_starting_a_run_seeds_torch(outputs):
+    start_run("demo", {"seed": 9, "threads": 1})
+    first = torch.rand(2)
+    start_run("demo", {"seed": 9, "threads": 1})
+    assert torch.equal(first, torch.rand(2))
+
+
+def test_results_are_a_table_with_one_row_a_metric(outputs):
+    run = start_run("demo", {"seed": 2, "threads": 1})
+    run.result("top1", 0.5)
+    run.result("top1", 0.75)
+    run.result("loss", 1 / 3)
+    rows = list(csv.reader((run.folder / "results.csv").open()))
+    assert rows == [["notebook", "metric", "value", "seed"], ["demo", "top1", "0.75", "2"], ["demo", "loss", "0.333333", "2"]]
+
+
+def test_the_metric_log_is_one_json_object_a_line(outputs):
+    run = start_run("demo", {"seed": 0, "threads": 1})
+    run.log("teacher", epoch=1, loss=0.5)
+    run.log("teacher", epoch=2, loss=0.25)
+    lines = (run.folder / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["loss"] for line in lines] == [0.5, 0.25]
+
+
+def test_tables_and_figures_land_in_their_folders(outputs):
+    import matplotlib.pyplot as plt
+
+    run = start_run("demo", {"seed": 0, "threads": 1})
+    frame = run.table("numbers", [{"x": 1, "y": 2.5}])
+    assert (run.folder / "tables" / "numbers.csv").read_text() == "x,y\n1,2.5\n" and len(frame) == 1
+    figure = plt.figure()
+    run.figure("empty", figure)
+    assert (run.folder / "figures" / "empty.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", ["../escape", "a/b", "", ".hidden", "x\0y"])
+def test_no_table_or_figure_escapes_the_run_folder(outputs, name):
+    run = start_run("demo", {"seed": 0, "threads": 1})
+    with pytest.raises(ValueError, match="name is made of"):
+        run.table(name, [{"x": 1}])
+
+
+def test_run_names_are_stable_across_versions_of_the_code():
+    assert run_name({"seed": 0, "dataset": "digits"}) == run_name({"dataset": "digits", "seed": 0})
+
+
+def test_a_second_process_waits_for_the_first(outputs):
+    run = start_run("demo", {"seed": 0, "threads": 1})
+    code = ("from filelock import FileLock, Timeout\nimport sys\n"
+            "try:\n    FileLock(sys.argv[1]).acquire(timeout=0)\n    print('free')\nexcept Timeout:\n    print('held')")
+    found = subprocess.run([sys.executable, "-c", code, str(run.folder / "lock")], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "held"

@@ -119,19 +119,55 @@ def tf_kd_self_released(logits_s: Tensor, logits_t: Tensor, labels: Tensor, temp
     return _mix(ce_loss(logits_s, labels), multiplier / logits_s.shape[-1] * kd_loss(logits_s, logits_t, temperature), kd_weight)
 
 
-def tf_kd_reg(logits_s: Tensor, labels: Tensor, temperature: float = 20.0, kd_weight: float = 0.1, correct_prob: float = 0.99) -> Tensor:
-    """Tf-KD with a virtual teacher, treated exactly as a real one whose probabilities are u.
+def virtual_teacher_kl(logits_s: Tensor, labels: Tensor, temperature: float = 20.0, correct_prob: float = 0.99) -> Tensor:
+    """The KL of `tf_kd_reg`: the virtual teacher is treated exactly as a real one whose probabilities are u.
 
-        L = (1 - alpha) CE(z^s, y) + alpha KL_tau(log u || z^s),   u_y = a,  u_k = (1 - a) / (K - 1)
-
-    Both sides are tempered: softmax(log u / tau) against softmax(z^s / tau), with tau^2.
+        L = KL_tau(log u || z^s) = tau^2 mean_b sum_k q_bk log (q_bk / p_bk),   q = softmax(log u / tau),   p = softmax(z^s / tau)
 
     Args:
         logits_s: (B, K) float.
         labels: (B,) int64 class ids.
-        temperature: tau > 0.
+        temperature: tau > 0, of both sides.
+        correct_prob: a in (0, 1); u_y = a, u_k = (1 - a) / (K - 1).
+    Returns:
+        Scalar, nats; zero exactly when the student's probabilities are u.
+    Raises:
+        InputError: tau <= 0 or a outside (0, 1).
+
+    Source: Yuan et al., CVPR 2020, section 4. The released code computes `virtual_teacher_kl_released`.
+    """
+    if not 0 < correct_prob < 1:
+        raise InputError(f"correct_prob must lie in (0, 1), got {correct_prob}")
+    logits_s = upcast(logits_s)
+    return kd_loss(logits_s, virtual_teacher(labels, logits_s.shape[-1], correct_prob, logits_s.dtype).log(), temperature)
+
+
+def virtual_teacher_kl_released(logits_s: Tensor, labels: Tensor, temperature: float = 20.0, correct_prob: float = 0.99) -> Tensor:
+    """The KL of `tf_kd_reg_released`.
+
+        L = 1/(BK) sum_bk q_bk log (q_bk / softmax(z^s_b)_k),   q = softmax(u / tau)
+
+    The softmax is taken of *probabilities*, so q is nearly uniform (tau 20, K 100: 0.0105 for the label, 0.0100 elsewhere); the
+    student is not tempered, there is no tau^2, and the mean is over classes too. Arguments and errors as `virtual_teacher_kl`.
+
+    Source: released code of Yuan et al., CVPR 2020.
+    """
+    check_temperature(temperature)
+    logits_s = upcast(logits_s)
+    q = F.softmax(virtual_teacher(labels, logits_s.shape[-1], correct_prob, logits_s.dtype) / temperature, dim=1)
+    return F.kl_div(F.log_softmax(logits_s, dim=1), q, reduction="none").mean()
+
+
+def tf_kd_reg(logits_s: Tensor, labels: Tensor, temperature: float = 20.0, kd_weight: float = 0.1, correct_prob: float = 0.99) -> Tensor:
+    """Tf-KD with a virtual teacher.
+
+        L = (1 - alpha) CE(z^s, y) + alpha KL_tau(log u || z^s)
+
+    Args:
+        logits_s: (B, K) float.
+        labels: (B,) int64 class ids.
+        temperature, correct_prob: of `virtual_teacher_kl`.
         kd_weight: alpha in [0, 1].
-        correct_prob: a in (0, 1).
     Returns:
         Scalar, nats.
     Raises:
@@ -139,26 +175,16 @@ def tf_kd_reg(logits_s: Tensor, labels: Tensor, temperature: float = 20.0, kd_we
 
     Source: Yuan et al., CVPR 2020, section 4 (Tf-KD_reg). The published numbers were made with `tf_kd_reg_released`.
     """
-    if not 0 < correct_prob < 1:
-        raise InputError(f"correct_prob must lie in (0, 1), got {correct_prob}")
-    logits_s = upcast(logits_s)
-    logits_t = virtual_teacher(labels, logits_s.shape[-1], correct_prob, logits_s.dtype).log()
-    return _mix(ce_loss(logits_s, labels), kd_loss(logits_s, logits_t, temperature), kd_weight)
+    return _mix(ce_loss(logits_s, labels), virtual_teacher_kl(logits_s, labels, temperature, correct_prob), kd_weight)
 
 
 def tf_kd_reg_released(logits_s: Tensor, labels: Tensor, temperature: float = 20.0, kd_weight: float = 0.1, correct_prob: float = 0.99,
                        multiplier: float = 100.0) -> Tensor:
-    """Tf-KD with a virtual teacher, released arithmetic.
+    """Tf-KD with a virtual teacher, released arithmetic: L = (1 - alpha) CE + alpha mu `virtual_teacher_kl_released`.
 
-        L = (1 - alpha) CE + alpha mu 1/(BK) sum_bk q_bk log (q_bk / softmax(z^s_b)_k),   q = softmax(u / tau)
-
-    The softmax is taken of *probabilities*, so q is nearly uniform (tau 20, K 100: 0.0105 for the label, 0.0100 elsewhere); the
-    student is not tempered and there is no tau^2. Arguments and errors as `tf_kd_reg`.
+    Arguments and errors as `tf_kd_reg`, with mu the multiplier.
 
     Source: released code of Yuan et al., CVPR 2020; ResNet18 on CIFAR-100: alpha 0.1, tau 20, mu 100.
     """
-    check_temperature(temperature)
-    logits_s = upcast(logits_s)
-    q = F.softmax(virtual_teacher(labels, logits_s.shape[-1], correct_prob, logits_s.dtype) / temperature, dim=1)
-    regulariser = F.kl_div(F.log_softmax(logits_s, dim=1), q, reduction="none").mean()  # over batch and classes
-    return _mix(ce_loss(logits_s, labels), multiplier * regulariser, kd_weight)
+    term = multiplier * virtual_teacher_kl_released(logits_s, labels, temperature, correct_prob)
+    return _mix(ce_loss(logits_s, labels), term, kd_weight)

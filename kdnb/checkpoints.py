@@ -6,9 +6,7 @@ entries; the rest becomes JSON in the file's metadata. Nothing is ever pickled.
 
 import hashlib
 import json
-import os
 import re
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,39 +20,13 @@ from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
 from kdnb.errors import InputError
+from kdnb.files import atomic_write, write_json
 from kdnb.paths import cache_root
+from kdnb.recipes import recipe_key
 
 _BLANK = "0" * 64
 _DIGEST = re.compile(rb'"sha256":"([0-9a-f]{64})"')
 _MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors format itself
-
-
-# --- writing -------------------------------------------------------------------------------------------------------------------
-
-def atomic_write(path: Path, data: bytes) -> None:
-    """Write `data` so that `path` holds either its old content or all of the new one, also after a power cut."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".tmp-", suffix=path.suffix)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the rename itself must survive
-    finally:
-        os.close(folder)
-
-
-def write_json(path: Path, value: Any) -> None:
-    atomic_write(path, (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode())
 
 
 # --- packing -------------------------------------------------------------------------------------------------------------------
@@ -195,16 +167,6 @@ class Checkpointer:
 
 
 # --- artifacts shared by notebooks ---------------------------------------------------------------------------------------------
-
-def canonical(value: Any) -> str:
-    """JSON with sorted keys and no blanks: equal recipes give equal text."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-
-
-def recipe_key(recipe: Mapping) -> str:
-    """First 16 hex digits of the sha256 of the canonical recipe."""
-    return hashlib.sha256(canonical(recipe).encode()).hexdigest()[:16]
-
 
 def artifact(kind: str, recipe: Mapping, make: Callable[[Path], Any], root: Path | None = None) -> Any:
     """The state made by an identical recipe before, or `make(progress_folder)` now.

@@ -28,20 +28,13 @@ import torch
 from filelock import FileLock, Timeout
 
 import kdnb
-from kdnb.checkpoints import atomic_write, recipe_key, write_json
-from kdnb.paths import PROJECT, outputs_root
+from kdnb.files import atomic_write, write_json
+from kdnb.paths import PROJECT
 from kdnb.randomness import seed_everything
+from kdnb.recipes import run_folder
+from kdnb.recipes import run_name as run_name
 
 _VERSIONS = ("torch", "torchvision", "numpy", "scipy", "diffusers", "accelerate", "pandas", "scikit-learn", "papermill")
-
-
-def run_name(parameters: Mapping) -> str:
-    """`seedS-HASH`: the folder name that identical parameters always get."""
-    return f"seed{parameters.get('seed', 0)}-{recipe_key(dict(parameters))[:10]}"
-
-
-def run_folder(profile: str, notebook: str, parameters: Mapping) -> Path:
-    return outputs_root() / profile / notebook / run_name(parameters)
 
 
 # --- provenance ----------------------------------------------------------------------------------------------------------------

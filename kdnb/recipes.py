@@ -1,0 +1,28 @@
+"""Recipes as text and as hashes: what names an artifact and a run folder."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kdnb.paths import outputs_root
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys and no blanks: equal recipes give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def recipe_key(recipe: Mapping) -> str:
+    """First 16 hex digits of the sha256 of the canonical recipe."""
+    return hashlib.sha256(canonical(recipe).encode()).hexdigest()[:16]
+
+
+def run_name(parameters: Mapping) -> str:
+    """`seedS-HASH`: the folder name that identical parameters always get."""
+    return f"seed{parameters.get('seed', 0)}-{recipe_key(dict(parameters))[:10]}"
+
+
+def run_folder(profile: str, notebook: str, parameters: Mapping) -> Path:
+    return outputs_root() / profile / notebook / run_name(parameters)

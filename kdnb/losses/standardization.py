@@ -13,7 +13,7 @@ def standardize(logits: Tensor, dim: int = -1, eps: float = 1e-7) -> Tensor:
     Args:
         logits: (..., K, ...) float, classes along `dim`. The gradient flows through mean and deviation.
         dim: dimension of the classes, the last by default.
-        eps: guard of constant rows, added to the deviation; rows that are constant become zeros.
+        eps: guard of constant rows, added to the deviation: they become zeros, with a gradient as large as 1 / eps.
     Returns:
         Tensor of the same shape, mean 0 and deviation 1 along `dim`, in float32 at least (eps is below float16's range).
     Raises:

@@ -1,0 +1,70 @@
+"""Distillation methods by name. One file a method; a new one is such a file and a line in this table."""
+
+import importlib
+import inspect
+from typing import NamedTuple
+
+from kdnb.errors import check_name
+
+
+class Entry(NamedTuple):
+    """Where a method lives and what it is: module in `kdnb.methods`, class, one line, source, views of an image a step, teacher or not."""
+
+    module: str
+    cls: str
+    summary: str
+    source: str
+    views: int = 1
+    needs_teacher: bool = True
+
+
+METHODS: dict[str, Entry] = {
+    "ce": Entry("ce", "CE", "labels only, the student alone", "", needs_teacher=False),
+    "kd": Entry("kd", "KD", "soft targets", "Hinton et al., 2014"),
+    "dkd": Entry("dkd", "DKD", "target and non-target classes apart", "Zhao et al., CVPR 2022"),
+    "lskd": Entry("lskd", "LSKD", "soft targets of standardised logits", "Sun et al., CVPR 2024"),
+    "dkd_lskd": Entry("lskd", "DKDLSKD", "DKD of standardised logits", "Sun et al., CVPR 2024"),
+    "sdd_kd": Entry("sdd", "SDDKD", "soft targets in image regions", "Luo and Cheng, CVPR 2024"),
+    "sdd_dkd": Entry("sdd", "SDDDKD", "DKD in image regions", "Luo and Cheng, CVPR 2024"),
+    "sdd_kd_lskd": Entry("sdd_lskd", "SDDKDLSKD", "standardised soft targets in image regions", "Shardzzi/SDD-LSKD-Fusion"),
+    "sdd_dkd_lskd": Entry("sdd_lskd", "SDDDKDLSKD", "standardised DKD in image regions", "Shardzzi/SDD-LSKD-Fusion"),
+    "sdd_kd_lskd_released": Entry("sdd_lskd", "SDDKDLSKDReleased", "the same, grouped as in released code", "Shardzzi/SDD-LSKD-Fusion"),
+    "sdd_dkd_lskd_released": Entry("sdd_lskd", "SDDDKDLSKDReleased", "the same, summed as in released code", "Shardzzi/SDD-LSKD-Fusion"),
+    "mlld": Entry("mlld", "MLLD", "samples, classes and batch at five temperatures", "Jin et al., CVPR 2023", views=2),
+    "mlld_released": Entry("mlld", "MLLDReleased", "the same in the arithmetic of released code", "Jin et al., CVPR 2023", views=2),
+    "mlld_lskd": Entry("mlld", "MLLDLSKD", "MLLD with standardised soft targets", "Sun et al., CVPR 2024", views=2),
+    "mlld_lskd_released": Entry("mlld", "MLLDLSKDReleased", "the same in the arithmetic of released code", "Sun et al., CVPR 2024", views=2),
+    "fitnet": Entry("fitnet", "FitNet", "one intermediate map, regressed", "Romero et al., ICLR 2015"),
+    "vid": Entry("vid", "VID", "mutual information of maps, bounded", "Ahn et al., CVPR 2019"),
+    "vid_released": Entry("vid", "VIDReleased", "the same with variances that are never trained", "megvii-research/mdistiller"),
+    "semckd": Entry("semckd", "SemCKD", "attention over pairs of layers", "Chen et al., AAAI 2021"),
+    "srrl": Entry("srrl", "SRRL", "features that suit the teacher's classifier", "Yang et al., ICLR 2021"),
+    "srrl_official": Entry("srrl", "SRRLOfficial", "the same on maps, as the authors released it", "Yang et al., ICLR 2021"),
+    "simkd": Entry("simkd", "SimKD", "last map aligned, teacher's classifier reused", "Chen et al., CVPR 2022"),
+    "lsr": Entry("lsr", "LSR", "smoothed labels", "Szegedy et al., CVPR 2016", needs_teacher=False),
+    "lsr_released": Entry("lsr", "LSRReleased", "the same, shared by the other classes only", "Yuan et al., CVPR 2020", needs_teacher=False),
+    "tfkd_self": Entry("tfkd_self", "TfKDSelf", "soft targets of an earlier self", "Yuan et al., CVPR 2020"),
+    "tfkd_self_released": Entry("tfkd_self", "TfKDSelfReleased", "the same in the arithmetic of released code", "Yuan et al., CVPR 2020"),
+    "tfkd_reg": Entry("tfkd_reg", "TfKDReg", "a virtual teacher written by hand", "Yuan et al., CVPR 2020", needs_teacher=False),
+    "tfkd_reg_released": Entry("tfkd_reg", "TfKDRegReleased", "the same in the arithmetic of released code", "Yuan et al., CVPR 2020",
+                               needs_teacher=False),
+    "tolerant_patriarch": Entry("tolerant", "TolerantPatriarch", "a teacher kept from certainty", "Yang et al., AAAI 2019",
+                                needs_teacher=False),
+    "tolerant": Entry("tolerant", "Tolerant", "generations at temperature 1", "Yang et al., AAAI 2019"),
+}
+
+
+def build(name: str, **hyper):
+    """A method with the given hyper-parameters, the rest at their published defaults; `bind` it to a pair of networks before use.
+
+    Raises:
+        InputError: unknown name or hyper-parameter (with the nearest valid one), or a value out of range.
+
+    >>> build("kd", temperature=2.0).hyper
+    {'temperature': 2.0, 'ce_weight': 0.1, 'kd_weight': 0.9}
+    """
+    entry = METHODS[check_name("method", name, METHODS)]
+    cls = getattr(importlib.import_module(f"{__name__}.{entry.module}"), entry.cls)
+    for key in hyper:
+        check_name(f"hyper-parameter of {name}", key, inspect.signature(cls).parameters)
+    return cls(**hyper)

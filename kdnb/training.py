@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kdnb import methods
 from kdnb.checkpoints import Checkpointer, artifact, state_hash
-from kdnb.data.augmentation import augment
+from kdnb.data.augmentation import augment, strong_augment
 from kdnb.data.tensors import Dataset, Split
 from kdnb.errors import InputError, check_name
 from kdnb.models import build
@@ -121,7 +121,7 @@ def evaluate(model: nn.Module, split: Split, predict: Callable | None = None, ba
     """
     training = model.training
     model.eval()
-    sums = torch.zeros(3, device=split.images.device, dtype=torch.float64)
+    sums = torch.zeros(3, device=split.device, dtype=torch.float64)
     for images, labels in split.batches(batch_size):
         logits = predict(model(images, return_features=True)) if predict else model(images)
         logits = logits.float()
@@ -199,7 +199,7 @@ def fit(
     """
     method = method or methods.build("ce")
     _check_fit(train, method, teacher, recipe)
-    device, memory_format = train.images.device, LAYOUTS[recipe.layout]
+    device, memory_format = train.device, LAYOUTS[recipe.layout]
     student.to(device, memory_format=memory_format).train()
     method.to(device).train()
     forward = torch.compile(student) if recipe.compile else student
@@ -220,12 +220,10 @@ def fit(
     spent = position.seconds
 
     for epoch in progress(range(position.epoch, recipe.epochs), description, recipe.epochs, position.epoch):
-        order = train.permutation(seed, epoch)
-        for step in range(position.step, steps_per_epoch):
+        steps = range(position.step, steps_per_epoch)
+        for step, (images, labels) in zip(steps, train.epoch(seed, epoch, recipe.batch_size, steps), strict=True):
             total_step = epoch * steps_per_epoch + step
-            indices = order[step * recipe.batch_size: (step + 1) * recipe.batch_size]
-            labels = None if train.labels is None else train.labels[indices]
-            views = _views(train.images[indices], recipe, method, generator_for(seed, "augment", total_step, device=device))
+            views = _views(images, recipe, method, generator_for(seed, "augment", total_step, device=device))
 
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(recipe, total_step, steps_per_epoch)
@@ -252,7 +250,7 @@ def fit(
                 saved = time.monotonic()
 
         _stop_if_not_finite(position.sums, description)
-        row = {"epoch": epoch + 1, "lr": learning_rate(recipe, total_step, steps_per_epoch)}
+        row = {"epoch": epoch + 1, "lr": learning_rate(recipe, (epoch + 1) * steps_per_epoch - 1, steps_per_epoch)}
         row |= {f"train_{name}": (value / steps_per_epoch).item() for name, value in position.sums.items() if name != "_bad_step"}
         if (epoch + 1) % recipe.eval_every == 0 or epoch + 1 == recipe.epochs:
             row |= evaluate(averaged.module if averaged is not None else student, test, getattr(method, "predict", None))
@@ -262,6 +260,9 @@ def fit(
             log(**row)
 
     seconds = spent + time.monotonic() - started
+    if folder is not None and not (restored and restored[0] == recipe.epochs * steps_per_epoch):
+        position.seconds = seconds
+        saver.save(recipe.epochs * steps_per_epoch, _snapshot(position, parts))
     if averaged is not None:
         student.load_state_dict(averaged.module.state_dict())
     student.eval()
@@ -379,4 +380,4 @@ def train_or_load(model: str, data: Dataset, recipe: Recipe, *, seed: int = 0, s
     state = artifact("classifier", key, make)
     net = build(model, **data.normalization)
     net.load_state_dict(state["model"])
-    return Trained(net.to(part.images.device).eval(), state["history"], state_hash(state["model"]))
+    return Trained(net.to(part.device).eval(), state["history"], state_hash(state["model"]))

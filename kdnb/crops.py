@@ -50,13 +50,13 @@ def _weights(start: Tensor, stop: Tensor, size: int, extent: int) -> Tensor:
 
     The triangle filter is widened by the reduction factor (never narrowed) and cut off at the crop's own border, as Pillow does.
     """
-    scale = (stop - start) / size
-    centre = (torch.arange(size, device=start.device) + 0.5) * scale[:, None]
+    scale = ((stop - start) / size)[:, None]
+    centre = (torch.arange(size, device=start.device) + 0.5) * scale
     pixel = torch.arange(extent, device=start.device) - start[:, None]  # counted from the crop's first pixel
-    distance = (pixel[:, None, :] + 0.5 - centre[:, :, None]).abs() / scale.clamp_min(1)[:, None, None]
+    distance = ((pixel + 0.5)[:, None, :] - centre[:, :, None]).abs_().div_(scale.clamp_min(1)[:, :, None])
     inside = (pixel >= 0) & (pixel < (stop - start)[:, None])
-    weights = (1 - distance).clamp_min(0) * inside[:, None, :]
-    return weights / weights.sum(-1, keepdim=True)
+    weights = distance.neg_().add_(1).clamp_min_(0).mul_(inside[:, None, :])
+    return weights.div_(weights.sum(-1, keepdim=True))
 
 
 def _fixed_point(weights: Tensor) -> Tensor:
@@ -66,6 +66,15 @@ def _fixed_point(weights: Tensor) -> Tensor:
 def _to_bytes(total: Tensor) -> Tensor:
     """Fixed-point sums back to whole pixel values; exact, since all numbers stay far below 2^53."""
     return ((total + 2 ** (_FRACTION_BITS - 1)) / 2**_FRACTION_BITS).floor().clamp(0, 255)
+
+
+def _resample(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """(B, C, H, W) with (B M, size, H) and (B M, size, W) -> (B, M, C, size, size); laid out so that both products are plain batched ones."""
+    B, C, H, W = images.shape
+    N, size, _ = rows.shape
+    shrunk = rows.view(B, -1, H) @ images.transpose(1, 2).reshape(B, H, C * W)  # (B, M size, C W)
+    crops = shrunk.view(N, size * C, W) @ columns.mT
+    return crops.view(B, -1, size, C, size).transpose(2, 3)
 
 
 def _resample_bytes(images: Tensor, rows: Tensor, columns: Tensor, vertical_first: Tensor) -> Tensor:
@@ -97,13 +106,13 @@ def replay_crops(images: Tensor, boxes: Tensor, flips: Tensor, size: int) -> Ten
     M = boxes.shape[1]
     if boxes.shape != (B, M, 4) or flips.shape != (B, M) or size < 1:
         raise InputError(f"{B} images need boxes (B, M, 4) and flips (B, M), got {tuple(boxes.shape)} and {tuple(flips.shape)}, size {size}")
-    top, left, height, width = boxes.double().flatten(0, 1).unbind(-1)
+    exact = images.dtype == torch.uint8
+    top, left, height, width = boxes.to(torch.float64 if exact else torch.float32).flatten(0, 1).unbind(-1)
     top, bottom, left, right = (top * H).round(), ((top + height) * H).round(), (left * W).round(), ((left + width) * W).round()
-    rows = _weights(top, bottom, size, H).view(B, M, 1, size, H)
-    columns = _weights(left, right, size, W).view(B, M, 1, size, W)
-    if images.dtype == torch.uint8:
-        vertical_first = (bottom - top - size) > 2 * (right - left - size).clamp_min(0)
-        crops = _resample_bytes(images[:, None], rows, columns, vertical_first.view(B, M, 1, 1, 1))
-    else:
-        crops = rows.to(images.dtype) @ (images[:, None] @ columns.mT.to(images.dtype))
-    return torch.where(flips[:, :, None, None, None], crops.flip(-1), crops)
+    rows, columns = _weights(top, bottom, size, H), _weights(left, right, size, W)
+    columns = torch.where(flips.view(-1, 1, 1), columns.flip(1), columns)  # a mirrored crop has its columns in reverse
+    if not exact:
+        return _resample(images, rows.to(images.dtype), columns.to(images.dtype))
+    vertical_first = (bottom - top - size) > 2 * (right - left - size).clamp_min(0)
+    rows, columns = rows.view(B, M, 1, size, H), columns.view(B, M, 1, size, W)
+    return _resample_bytes(images[:, None], rows, columns, vertical_first.view(B, M, 1, 1, 1))

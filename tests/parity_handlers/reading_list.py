@@ -6,6 +6,8 @@ from torch.nn import functional as F
 
 from kdnb import crops
 from kdnb.losses import bounds, relation, sinkhorn, soft_labels, teacher_free, tolerant, zero_cost
+from kdnb.losses.features import pool_to_smaller, vid_loss
+from kdnb.methods.vid import VIDRegressor
 
 
 def _leaf(tensor: Tensor) -> Tensor:
@@ -157,16 +159,18 @@ def vid_mi(golden):
 
 
 def _vid(golden):
-    student, log_scale = _leaf(golden["vid.student"]), _leaf(golden["vid.log_scale"])
-    mean = student
-    for layer in (0, 2, 4):
-        mean = F.conv2d(mean if layer == 0 else mean.relu(), golden[f"vid.regressor.{layer}.weight"])
-    variance = (F.softplus(log_scale) + golden.meta["eps"])[:, None, None].expand_as(mean)
-    loss = F.gaussian_nll_loss(mean, golden["vid.teacher"], variance)
+    weights = golden.under("vid.regressor.")
+    channels_mid, channels_s = weights["0.weight"].shape[:2]
+    regressor = VIDRegressor(channels_s, channels_mid, weights["4.weight"].shape[0], golden.meta["init_pred_var"], golden.meta["eps"]).double()
+    regressor.regressor.load_state_dict(weights)
+    regressor.log_scale.data.copy_(golden["vid.log_scale"])
+    student = _leaf(golden["vid.student"])
+    feat_s, feat_t = pool_to_smaller(student, golden["vid.teacher"])
+    loss = vid_loss(*regressor(feat_s), feat_t)
     loss.backward()
     yield "vid.loss", loss, golden["vid.loss"]
     yield "vid.grad_student", student.grad, golden["vid.grad_student"]
-    yield "vid.grad_log_scale", log_scale.grad, golden["vid.grad_log_scale"]
+    yield "vid.grad_log_scale", regressor.log_scale.grad, golden["vid.grad_log_scale"]
 
 
 HANDLERS = {

@@ -1,0 +1,263 @@
+"""Parameters of notebooks: one table of names for the whole project, and the check that every given value fits it.
+
+A notebook's `parameters` cell holds plain annotated literals; its next cell does
+
+    p = parameters.collect(globals())
+
+A value that is not in the table's range is refused in one sentence before any work starts. To add a parameter, add a line to
+`PARAMETERS`; a name means the same thing in every notebook.
+"""
+
+import ast
+import io
+import json
+import re
+import tokenize
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
+
+from kdnb import models
+from kdnb.data import DATASETS
+from kdnb.errors import InputError, check_name
+from kdnb.methods import METHODS
+
+_MAX_NOTEBOOK = 20_000_000  # bytes; a notebook of ours is under 600 KB
+
+
+class Parameter(NamedTuple):
+    """One line of the table: the annotation in a notebook, the pydantic type, what is allowed (in words), what it is for."""
+
+    annotation: str
+    type: Any
+    allowed: str
+    help: str
+
+
+# --- kinds of parameters -------------------------------------------------------------------------------------------------------
+
+def _number(value: Any) -> Any:
+    """YAML reads 1e-6 as text and `yes` as a boolean; the first is a number here, the second is none."""
+    if isinstance(value, bool):
+        raise ValueError("a yes or no is not a number")
+    if isinstance(value, str):
+        return float(value) if re.search(r"[.eE]", value) else int(value)
+    return value
+
+
+def _integer(low: int, high: int, help: str) -> Parameter:
+    kind = Annotated[int, BeforeValidator(_number), Field(ge=low, le=high)]
+    return Parameter("int", kind, f"a whole number from {low} to {high}", help)
+
+
+def _real(low: float, high: float, help: str, above: bool = False) -> Parameter:
+    """A number in [low, high], or in (low, high] with `above`."""
+    bound = Field(gt=low, le=high, allow_inf_nan=False) if above else Field(ge=low, le=high, allow_inf_nan=False)
+    words = f"a number above {low:g} and at most {high:g}" if above else f"a number from {low:g} to {high:g}"
+    return Parameter("float", Annotated[float, BeforeValidator(_number), bound], words, help)
+
+
+def _choice(kind: str, names: Iterable[str], help: str) -> Parameter:
+    names = list(names)
+    return Parameter("str", Annotated[str, AfterValidator(lambda value: check_name(kind, value, names))], f"one of {', '.join(names)}", help)
+
+
+def _model(help: str) -> Parameter:
+    def known(value: str) -> str:
+        models.find(value)
+        return value
+
+    return Parameter("str", Annotated[str, AfterValidator(known)], "a name of kdnb.models.MODELS", help)
+
+
+def _text(pattern: str, allowed: str, help: str) -> Parameter:
+    return Parameter("str", Annotated[str, Field(pattern=f"^(?:{pattern})$", max_length=4096)], allowed, help)
+
+
+def _integers(low: int, high: int, help: str, order: Callable[[list], list] = sorted, words: str = "rising") -> Parameter:
+    """A list of different whole numbers; rising unless `order` says otherwise."""
+    def ordered(values: list[int]) -> list[int]:
+        if len(set(values)) != len(values) or list(values) != order(values):
+            raise ValueError("order")
+        return values
+
+    kind = Annotated[list[Annotated[int, BeforeValidator(_number), Field(ge=low, le=high)]], Field(max_length=100), AfterValidator(ordered)]
+    return Parameter("list[int]", kind, f"a list of {words} whole numbers from {low} to {high}", help)
+
+
+# --- the table -----------------------------------------------------------------------------------------------------------------
+
+PARAMETERS: dict[str, Parameter] = {
+    # where and how a run happens
+    "seed": _integer(0, 2**32 - 1, "random seed"),
+    "seeds": _integers(0, 2**32 - 1, "random seeds, one run each", order=list, words="different"),
+    "split_seed": _integer(0, 2**32 - 1, "seed of the split into private, public and test images"),
+    "device": _text(r"cpu|mps|cuda(:\d+)?", "cpu, cuda, cuda:N or mps", "torch device"),
+    "threads": _integer(0, 1024, "CPU threads of torch, 0 for torch's own choice"),
+    "precision": _choice("precision", ("fp32", "bf16", "fp16"), "number format of autocast"),
+    "layout": _choice("layout", ("contiguous", "channels_last"), "memory format of images"),
+    # data
+    "dataset": _choice("dataset", DATASETS, "data set"),
+    "image_size": _integer(8, 256, "height and width in pixels"),
+    "crop_padding": _integer(0, 64, "padding of the random crop in pixels"),
+    "num_samples": _integer(1, 1_000_000, "images to make"),
+    # networks
+    "model": _model("architecture"),
+    "teacher": _model("teacher architecture"),
+    "student": _model("student architecture"),
+    "judge": _model("architecture of the independent judge"),
+    "teacher_checkpoint": _text(r"[^\0\n]*", "the path of a state file, or empty", "teacher weights to use instead of training a teacher"),
+    # training
+    "epochs": _integer(1, 100_000, "passes over the data, or rounds"),
+    "teacher_epochs": _integer(1, 100_000, "passes over the private split when the teacher is trained"),
+    "batch_size": _integer(2, 1_000_000, "images per step"),
+    "lr": _real(0, 100, "learning rate (peak)", above=True),
+    "weight_decay": _real(0, 10, "L2 coefficient"),
+    "milestones": _integers(0, 100_000, "epochs after which the learning rate falls"),
+    # distillation
+    "method": _choice("method", METHODS, "distillation method"),
+    "temperature": _real(0, 1000, "softmax temperature tau", above=True),
+    "kd_weight": _real(0, 1e6, "weight of the distillation term"),
+    "ce_weight": _real(0, 1e6, "weight of the label term"),
+    "scales": _integers(1, 64, "regions per side of each scale"),
+    # diffusion prior and its guidance
+    "prior_steps": _integer(1, 10_000_000, "training steps of the diffusion prior"),
+    "prior_batch_size": _integer(2, 1_000_000, "images per step of the prior's training"),
+    "prior_lr": _real(0, 100, "learning rate of the prior's training", above=True),
+    "prior_folder": _text(r"[^\0\n]*", "the path of a folder, or empty", "a diffusers model to use as prior instead of training one"),
+    "solver": _choice("solver", ("ddim", "dpmsolver++", "unipc"), "sampler of the prior"),
+    "num_steps": _integer(1, 1000, "denoising steps"),
+    "gate": _choice("gate", ("entropy", "normalized_entropy", "constant"), "what opens the guidance of a sample"),
+    "lambda_max": _real(0, 1e6, "strongest guidance"),
+    "eta": _real(0, 1e6, "step share of the guidance"),
+    "entropy_threshold": _real(0, 100, "entropy at which the gate is half open, in the gate's unit"),
+    "sharpness": _real(0, 1e6, "steepness of the gate", above=True),
+    "bn_weight": _real(0, 1e6, "weight of the batch-norm loss"),
+    # online data-free distillation
+    "images_per_epoch": _integer(1, 1_000_000, "new images a round"),
+    "student_steps": _integer(1, 1_000_000, "student steps a round"),
+    "buffer_size": _integer(1, 10_000_000, "images the replay buffer holds"),
+    "small_buffer": _integer(1, 10_000_000, "images of the small buffer it is compared with"),
+}
+
+
+def _buffers(values: Mapping) -> str | None:
+    if values.get("small_buffer", 0) >= values.get("buffer_size", float("inf")):
+        return f"small_buffer must be below buffer_size, got {values['small_buffer']} and {values['buffer_size']}"
+
+
+def _guidance(values: Mapping) -> str | None:
+    if values.get("ce_weight") == 0 and values.get("bn_weight") == 0 and values.get("lambda_max"):
+        return "ce_weight and bn_weight are both 0, which leaves guidance nothing to follow; set lambda_max to 0 for plain sampling"
+
+
+CONFLICTS = (_buffers, _guidance)
+
+
+# --- checking values -----------------------------------------------------------------------------------------------------------
+
+class Parameters(dict):
+    """Checked values by name; `p.epochs` is `p["epochs"]`."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"no parameter {name!r} here; there are {', '.join(self)}. Run the parameters cell again?") from None
+
+
+@cache
+def _adapter(name: str) -> TypeAdapter:
+    return TypeAdapter(PARAMETERS[name].type)
+
+
+def check(name: str, value: Any) -> Any:
+    """The value of one parameter in its own type, or `InputError`."""
+    check_name("parameter", name, PARAMETERS)
+    try:
+        return _adapter(name).validate_python(value)
+    except ValidationError as error:
+        cause = error.errors()[0].get("ctx", {}).get("error")
+        if isinstance(cause, InputError):  # an unknown name: that sentence says it better
+            sentence = str(cause)
+            raise InputError(sentence if sentence.startswith(f"unknown {name} ") else f"{name}: {sentence}") from None
+        shown = repr(value)
+        raise InputError(f"{name} must be {PARAMETERS[name].allowed}, got {shown if len(shown) <= 80 else shown[:77] + '...'}") from None
+
+
+def resolve(values: Mapping) -> Parameters:
+    """Check all values and how they go together.
+
+    Raises:
+        InputError: unknown name, wrong type, out of range, unknown choice, or values that exclude each other.
+
+    >>> resolve({"epochs": "20", "lr": "1e-1"})
+    {'epochs': 20, 'lr': 0.1}
+    """
+    found = Parameters((name, check(name, value)) for name, value in values.items())
+    for conflict in CONFLICTS:
+        if problem := conflict(found):
+            raise InputError(problem)
+    return found
+
+
+def collect(namespace: Mapping) -> Parameters:
+    """The checked parameters among a notebook's globals: plain values under names of the table, in the order of the table."""
+    plain = {name: namespace[name] for name in PARAMETERS if isinstance(namespace.get(name), bool | int | float | str | list)}
+    if not plain:
+        raise InputError("no parameters found; run the parameters cell first")
+    return resolve(plain)
+
+
+# --- the parameters cell of a notebook -----------------------------------------------------------------------------------------
+
+class Cell(NamedTuple):
+    """One line of a parameters cell: `name: type = default  # help`."""
+
+    type: str
+    default: Any
+    help: str
+
+
+def read_cell(path: Path) -> dict[str, Cell]:
+    """Names, types, defaults and help of a notebook's cell tagged `parameters`, without running or importing anything.
+
+    Raises:
+        InputError: no such notebook, no or several parameters cells, or a line that is not one annotated literal with a comment.
+    """
+    path = Path(path)
+    try:
+        if path.stat().st_size > _MAX_NOTEBOOK:
+            raise InputError(f"{path.name} is larger than {_MAX_NOTEBOOK} bytes; it is no notebook of this project")
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        tagged = [cell for cell in cells if "parameters" in cell.get("metadata", {}).get("tags", [])]
+        sources = ["".join(cell["source"]) for cell in tagged]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path.name} can't be read as a notebook: {error}") from error
+    if len(sources) != 1:
+        raise InputError(f"{path.name} needs one cell tagged 'parameters', it has {len(sources)}")
+    return _parse(sources[0], path.name)
+
+
+def _parse(source: str, notebook: str) -> dict[str, Cell]:
+    form = "one annotated literal a line with a comment, as in `epochs: int = 20  # passes over the data`"
+    try:
+        tree = ast.parse(source)
+        tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+        comments = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
+    except (SyntaxError, tokenize.TokenError) as error:
+        raise InputError(f"the parameters cell of {notebook} is no Python: {error}") from error
+    found: dict[str, Cell] = {}
+    for node in tree.body:
+        try:
+            if not isinstance(node, ast.AnnAssign) or node.value is None or node.lineno != node.end_lineno:
+                raise ValueError("form")
+            found[node.target.id] = Cell(ast.unparse(node.annotation), ast.literal_eval(node.value), comments[node.lineno])
+        except (ValueError, KeyError, AttributeError):
+            raise InputError(f"line {node.lineno} of the parameters cell of {notebook} must be {form}") from None
+    return found

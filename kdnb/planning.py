@@ -1,0 +1,141 @@
+"""A headless run before it starts: which notebook, which parameters, are the files there? No kernel, no torch, well under a second."""
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kdnb.checkpoint_header import check_classes
+from kdnb.data import dataset_spec
+from kdnb.data.check import check_files
+from kdnb.errors import InputError, check_name
+from kdnb.parameters import PARAMETERS, Parameters, read_cell, resolve
+from kdnb.paths import PROJECT
+from kdnb.recipes import run_folder
+
+_MAX_YAML = 65_536  # bytes of a parameter file
+
+
+def notebooks_folder() -> Path:
+    """`KDNB_NOTEBOOKS`, else `notebooks/` of the checkout."""
+    return Path(os.environ.get("KDNB_NOTEBOOKS") or PROJECT / "notebooks").absolute()
+
+
+def params_folder() -> Path:
+    """`KDNB_PARAMS`, else `params/` of the checkout."""
+    return Path(os.environ.get("KDNB_PARAMS") or PROJECT / "params").absolute()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked run.
+
+    Attributes:
+        notebook, path: its name and its file.
+        profile: name of a folder of parameter files.
+        parameters: every parameter of the notebook, resolved.
+        changed: those that differ from the notebook's own defaults; they are injected.
+        folder: where the run will be kept.
+    """
+
+    notebook: str
+    path: Path
+    profile: str
+    parameters: Parameters
+    changed: dict[str, Any]
+    folder: Path
+
+
+def plan(notebook: str, profile: str = "quick", overrides: Mapping[str, Any] | None = None) -> Plan:
+    """Check a run without starting anything.
+
+    Args:
+        notebook: `01_teacher`, with or without folder and ending; `01_teacher.VARIANT` uses params/PROFILE/01_teacher.VARIANT.yaml.
+        profile: folder under params/; "quick" falls back to the notebook's defaults.
+        overrides: values over those of the file.
+    Raises:
+        InputError: an unknown notebook, profile, variant or parameter, a value out of range, missing or damaged data, a teacher
+            for another number of classes.
+    """
+    base, _, variant = Path(notebook).name.removesuffix(".ipynb").partition(".")
+    names = [path.stem for path in sorted(notebooks_folder().glob("*.ipynb"))]
+    path = notebooks_folder() / f"{check_name('notebook', base, names)}.ipynb"
+    cell = read_cell(path)
+    given = read_params(base, profile, variant) | dict(overrides or {})
+    for name in given:
+        check_name(f"parameter of {base}", name, cell)
+    defaults = resolve({name: line.default for name, line in cell.items()})
+    values = resolve(defaults | given)
+    _check_outside(values)
+    changed = {name: value for name, value in values.items() if value != defaults[name]}
+    return Plan(base, path, profile, values, changed, run_folder(profile, base, values))
+
+
+def read_params(notebook: str, profile: str, variant: str = "") -> dict[str, Any]:
+    """The values in params/PROFILE/NOTEBOOK[.VARIANT].yaml: a flat mapping, each name once."""
+    root = params_folder()
+    check_name("profile", profile, dict.fromkeys(["quick", *sorted(path.name for path in root.glob("*/"))]))
+    path = root / profile / f"{notebook}{'.' + variant if variant else ''}.yaml"
+    if not path.is_file():
+        if profile == "quick" and not variant:
+            return {}
+        there = [file.stem for file in sorted((root / profile).glob("*.yaml"))]
+        raise InputError(f"profile {profile} has no parameters for {path.stem}; it has them for {', '.join(there) or 'nothing yet'}")
+    where = f"params/{profile}/{path.name}"
+    if path.stat().st_size > _MAX_YAML:
+        raise InputError(f"{where} is larger than {_MAX_YAML} bytes; it is no parameter file")
+    return _flat_yaml(path, where)
+
+
+def _flat_yaml(path: Path, where: str) -> dict[str, Any]:
+    try:
+        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        if node is None:
+            return {}
+        pairs = node.value if isinstance(node, yaml.MappingNode) else None
+        if pairs is None or not all(isinstance(key, yaml.ScalarNode) and _is_flat(value) for key, value in pairs):
+            raise InputError(f"{where} must be a flat list of lines `name: value`")
+        keys = [key.value for key, _ in pairs]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise InputError(f"{where} gives {twice[0]} twice")
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{where} is no YAML: {' '.join(str(error).split())}") from error
+
+
+def _is_flat(node: yaml.Node) -> bool:
+    """A scalar or a list of scalars."""
+    return isinstance(node, yaml.ScalarNode) or (
+        isinstance(node, yaml.SequenceNode) and all(isinstance(item, yaml.ScalarNode) for item in node.value))
+
+
+def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
+    """`["epochs=5", "lr=1e-2"]` as a dict; values are read as in a parameter file, those of text parameters as they stand."""
+    found = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not name:
+            raise InputError(f"a parameter is given as name=value, got {pair!r}")
+        is_text = name in PARAMETERS and PARAMETERS[name].annotation == "str"
+        try:
+            found[name] = text if is_text else yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise InputError(f"{name} can't be read: {text!r}") from None
+    return found
+
+
+def _check_outside(values: Parameters) -> None:
+    """What the values point to: data files, weights, folders. Paths become absolute, because the kernel works in another folder."""
+    for name in ("teacher_checkpoint", "prior_folder"):
+        if values.get(name):
+            values[name] = str(Path(values[name]).expanduser().absolute())
+    if "dataset" in values:
+        check_files(values["dataset"])
+    if values.get("teacher_checkpoint"):
+        if "dataset" in values:
+            check_classes(Path(values["teacher_checkpoint"]), dataset_spec(values["dataset"]).num_classes, values["dataset"])
+    if values.get("prior_folder") and not Path(values["prior_folder"]).is_dir():
+        raise InputError(f"prior_folder {Path(values['prior_folder']).name} is not a folder")

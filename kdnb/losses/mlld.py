@@ -54,11 +54,6 @@ def class_relation_rows(logits_s: Tensor, logits_t: Tensor, temperatures: Sequen
     return _gram_difference(_stack(logits_s, temperatures).exp().mT, _stack(logits_t.detach(), temperatures).exp().mT)
 
 
-def _median(values: Tensor) -> Tensor:
-    """The usual median, midway between the middle two of an even count (torch.median takes the lower)."""
-    return values.quantile(0.5)
-
-
 def confidence_masks(logits_t: Tensor) -> tuple[Tensor, Tensor]:
     """Which samples and classes the teacher is least sure of.
 
@@ -69,7 +64,8 @@ def confidence_masks(logits_t: Tensor) -> tuple[Tensor, Tensor]:
     """
     p = F.softmax(upcast(logits_t.detach()), dim=-1)
     confidence, mass = p.max(dim=1).values, p.sum(0)
-    return confidence <= _median(confidence), mass <= _median(mass)
+    # the lower of the middle two of an even count, as torch gives it, selects the same as the value midway between them
+    return confidence <= confidence.median(), mass <= mass.median()
 
 
 def _check(weak_s, strong_s, weak_t, strong_t, temperatures) -> None:

@@ -41,11 +41,16 @@ def test_vid_is_least_where_the_variance_is_the_mean_squared_error():
     assert gradient.abs().max() < 1e-12
 
 
-def test_similarity_is_the_product_of_flattened_maps_and_survives_float16_and_autocast():
-    assert torch.allclose(batch_similarity(FEAT_S)[0, 2], (FEAT_S[0] * FEAT_S[2]).sum())
-    large = torch.full((2, 64, 16, 16), 10.0, dtype=torch.float16)  # 1.6 million, float16 ends at 65504
+def test_similarity_is_the_product_of_flattened_maps_and_autocast_leaves_it_alone():
+    expected = torch.stack([torch.stack([(a * b).sum() for b in FEAT_S]) for a in FEAT_S])
+    assert torch.allclose(batch_similarity(FEAT_S), expected)
     with torch.autocast("cpu", torch.bfloat16):
-        assert batch_similarity(large).tolist() == [[1638400.0] * 2] * 2
+        assert torch.allclose(batch_similarity(FEAT_S.float()), expected.float(), rtol=1e-5, atol=1e-6)
+
+
+def test_similarity_of_large_half_precision_maps_does_not_overflow():
+    large = torch.full((2, 64, 16, 16), 10.0, dtype=torch.float16)  # the sums are 1.6 million, float16 ends at 65504
+    assert batch_similarity(large).tolist() == [[1638400.0] * 2] * 2
 
 
 def test_semckd_by_hand():

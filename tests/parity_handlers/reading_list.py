@@ -114,7 +114,7 @@ def diswot(golden):
     gradients = {}
     for role in "st":
         pooled = golden[f"embed_{role}"]
-        logits = F.linear(pooled, golden[f"fc_weight_{role}"], golden[f"fc_bias_{role}"])
+        logits = F.linear(pooled, golden[f"fc_weight_{role}"], golden.tensors.get(f"fc_bias_{role}"))
         gradients[role] = zero_cost.classifier_gradient(logits, pooled, golden["target"])
         yield f"fc_grad_{role}", gradients[role], golden[f"fc_grad_{role}"]
     maps = golden["feat_s"], golden["feat_t"]

@@ -1,6 +1,8 @@
 """The prior: its conversions against the formulas, its folders, its training and resumption."""
 
 import json
+import math
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +13,7 @@ from kdnb.errors import InputError
 from kdnb.generators import diffusion_training
 from kdnb.generators.diffusion import DiffusionPrior, build_prior, linear_alphas_cumprod, load_prior, save_prior
 from kdnb.generators.diffusion_training import ema_decay_at, train_prior, warm_cosine
+from kdnb.randomness import generator_for
 
 TINY = {"widths": (8,), "norm_groups": 4, "shuffle": 2}
 
@@ -175,6 +178,46 @@ def test_loss_falls_from_that_of_guessing_zero():
     assert fit.losses[:5].mean() > 0.8 and fit.losses[-20:].mean() < 0.5
 
 
+def test_training_equals_the_equations_written_out(images):
+    """The loop once more in plain steps: draws, forward process, clipped gradient, Adam with decay, warm cosine, average."""
+    steps, batch_size, lr, ema_decay, seed = 30, 3, 0.02, 0.3, 5
+    images = images * 20  # gradients above the limit, so that clipping matters
+    model = Dropping()
+    model.layers[2].p = 0.0
+    weights = [parameter.detach().clone().requires_grad_() for parameter in model.parameters()]
+    first, second, averages = [[tensor(weight) for weight in weights] for tensor in (torch.zeros_like, torch.zeros_like, torch.clone)]
+    fit = train_prior(model, images, steps=steps, batch_size=batch_size, lr=lr, ema_decay=ema_decay, seed=seed)
+
+    alphas, clipped = linear_alphas_cumprod(), 0
+    for step in range(steps):
+        generator = generator_for(seed, "prior", step)
+        index = torch.randint(12, (batch_size,), generator=generator)
+        t = torch.randint(1000, (batch_size,), generator=generator)
+        eps = torch.randn(batch_size, 1, 8, 8, generator=generator)
+        noisy = torch.stack([alphas[t[b]] ** 0.5 * images[index[b]] + (1 - alphas[t[b]]) ** 0.5 * eps[b] for b in range(batch_size)])
+        hidden = nn.functional.silu(nn.functional.conv2d(noisy, weights[0], weights[1], padding=1))
+        loss = (nn.functional.conv2d(hidden, weights[2], weights[3], padding=1) - eps).square().mean()
+        torch.testing.assert_close(fit.losses[step], loss.detach(), rtol=1e-3, atol=1e-5)
+
+        gradients = torch.autograd.grad(loss, weights)
+        norm = torch.cat([gradient.flatten() for gradient in gradients]).norm()
+        clipped += int(norm > 1)
+        rate = lr * ((step + 1) / 2 if step < 2 else 0.5 * (1 + math.cos(math.pi * (step - 1) / 29)))  # 5 % of 30 steps: two of warm-up
+        decay = min(ema_decay, (1 + step) / (10 + step))
+        with torch.no_grad():
+            for weight, gradient, mean, square, average in zip(weights, gradients, first, second, averages, strict=True):
+                gradient = gradient / max(1.0, float(norm))
+                mean += 0.1 * (gradient - mean)
+                square += 0.01 * (gradient**2 - square)
+                update = mean / (1 - 0.9 ** (step + 1)) / ((square / (1 - 0.99 ** (step + 1))).sqrt() + 1e-8)
+                weight -= rate * (0.01 * weight + update)
+                average.copy_(decay * average + (1 - decay) * weight)
+
+    assert 5 < clipped < steps
+    for average, parameter in zip(averages, fit.prior.model.parameters(), strict=True):
+        torch.testing.assert_close(parameter.data, average.detach(), rtol=1e-3, atol=1e-5)
+
+
 def _stop_before(stop):
     """A progress bar that kills the run."""
     def progress(items, *_):
@@ -241,8 +284,6 @@ def saved(tmp_path_factory):
 
 @pytest.fixture
 def copied(saved, tmp_path):
-    import shutil
-
     return shutil.copytree(saved[1], tmp_path / "prior")
 
 
@@ -261,6 +302,18 @@ def test_saving_again_replaces_the_old_prior_and_leaves_nothing_else(saved, copi
     x = torch.randn(1, 1, 8, 8)
     assert torch.equal(load_prior(copied).epsilon(x, 5), other.epsilon(x, 5))
     assert [path.name for path in copied.parent.iterdir()] == ["prior"]
+
+
+def test_a_failed_save_leaves_the_old_prior_alone(saved, copied, monkeypatch):
+    def full_disk(*_, **__):
+        raise OSError("No space left on device")
+
+    prior = saved[0]
+    monkeypatch.setattr(type(prior.model), "save_pretrained", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        save_prior(prior, copied)
+    assert [path.name for path in copied.parent.iterdir()] == ["prior"]
+    assert load_prior(copied).num_train_timesteps == 200
 
 
 def test_a_folder_with_other_files_is_not_overwritten(saved, tmp_path):
@@ -284,8 +337,6 @@ def test_a_pipeline_of_diffusers_is_read_with_its_own_schedule(tmp_path):
 
 
 def test_a_model_without_scheduler_gets_the_linear_schedule(copied):
-    import shutil
-
     shutil.rmtree(copied / "scheduler")
     prior = load_prior(copied)
     assert prior.prediction_type == "epsilon" and torch.equal(prior.alphas_cumprod, linear_alphas_cumprod())

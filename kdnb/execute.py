@@ -25,10 +25,11 @@ from filelock import FileLock, Timeout
 from kdnb.errors import InputError
 from kdnb.files import write_json
 from kdnb.planning import Plan
-from kdnb.planning import parse_overrides as parse_overrides
 from kdnb.planning import plan as plan
 
 EXIT_CODES = {"ok": 0, "failed": 1, "bad_input": 2, "killed": 4, "timeout": 5, "interrupted": 130}
+
+
 @dataclass
 class Outcome:
     """How a run ended; the content of execution.json.

@@ -29,6 +29,21 @@ def params_folder() -> Path:
     return Path(os.environ.get("KDNB_PARAMS") or PROJECT / "params").absolute()
 
 
+def notebook_names() -> list[str]:
+    """All notebooks, in reading order."""
+    return [path.stem for path in sorted(notebooks_folder().glob("*.ipynb"))]
+
+
+def experiments(profile: str) -> list[str]:
+    """What a profile runs: a name for each of its parameter files; for quick also every notebook without one."""
+    files = {file.stem for file in (params_folder() / _profile(profile)).glob("*.yaml")}
+    return sorted(files | set(notebook_names())) if profile == "quick" else sorted(files)
+
+
+def _profile(name: str) -> str:
+    return check_name("profile", name, dict.fromkeys(["quick", *sorted(path.name for path in params_folder().glob("*/"))]))
+
+
 @dataclass(frozen=True)
 class Plan:
     """A checked run.
@@ -61,8 +76,7 @@ def plan(notebook: str, profile: str = "quick", overrides: Mapping[str, Any] | N
             for another number of classes.
     """
     base, _, variant = Path(notebook).name.removesuffix(".ipynb").partition(".")
-    names = [path.stem for path in sorted(notebooks_folder().glob("*.ipynb"))]
-    path = notebooks_folder() / f"{check_name('notebook', base, names)}.ipynb"
+    path = notebooks_folder() / f"{check_name('notebook', base, notebook_names())}.ipynb"
     cell = read_cell(path)
     given = read_params(base, profile, variant) | dict(overrides or {})
     for name in given:
@@ -76,13 +90,12 @@ def plan(notebook: str, profile: str = "quick", overrides: Mapping[str, Any] | N
 
 def read_params(notebook: str, profile: str, variant: str = "") -> dict[str, Any]:
     """The values in params/PROFILE/NOTEBOOK[.VARIANT].yaml: a flat mapping, each name once."""
-    root = params_folder()
-    check_name("profile", profile, dict.fromkeys(["quick", *sorted(path.name for path in root.glob("*/"))]))
-    path = root / profile / f"{notebook}{'.' + variant if variant else ''}.yaml"
+    folder = params_folder() / _profile(profile)
+    path = folder / f"{notebook}{'.' + variant if variant else ''}.yaml"
     if not path.is_file():
         if profile == "quick" and not variant:
             return {}
-        there = [file.stem for file in sorted((root / profile).glob("*.yaml"))]
+        there = [file.stem for file in sorted(folder.glob("*.yaml"))]
         raise InputError(f"profile {profile} has no parameters for {path.stem}; it has them for {', '.join(there) or 'nothing yet'}")
     where = f"params/{profile}/{path.name}"
     if path.stat().st_size > _MAX_YAML:
@@ -125,6 +138,16 @@ def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
         except yaml.YAMLError:
             raise InputError(f"{name} can't be read: {text!r}") from None
     return found
+
+
+def parse_limit(text: str | None) -> float | None:
+    """A time limit in seconds; None for none."""
+    try:
+        if text is None or 0 < float(text) < float("inf"):
+            return None if text is None else float(text)
+    except ValueError:
+        pass
+    raise InputError(f"limit must be a number of seconds above 0, got {text!r}")
 
 
 def _check_outside(values: Parameters) -> None:

@@ -9,7 +9,7 @@ import struct
 from pathlib import Path
 
 from kdnb.data import dataset_spec
-from kdnb.data.formats import find_folder
+from kdnb.data.formats import find_folder, find_pictures
 from kdnb.errors import InputError
 
 # folders searched under each data root, and the files that must be there
@@ -27,7 +27,10 @@ def check_files(name: str) -> None:
     Raises:
         InputError: unknown data set, a missing file (with what to do), or one whose size contradicts its header.
     """
-    if dataset_spec(name).embedded:
+    spec = dataset_spec(name)
+    if spec.streamed:
+        find_pictures(name)
+    if spec.embedded or spec.streamed:
         return
     folders, files = FILES[name]
     folder = find_folder(folders, files)

@@ -1,0 +1,185 @@
+"""Commands of the project: `uv run inv --list`. Bad input ends with one sentence and exit code 2."""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+from invoke import Exit, task
+
+from kdnb.errors import InputError, check_name
+
+ROOT = Path(__file__).resolve().parent
+DEMO = ("01_teacher", "02_synthesis", "03_fast_ad")
+DEMO_METRICS = ("teacher_top1", "student_top1", "student_top1_noise", "student_top1_unguided", "student_top1_public",
+                "agreement_guided", "agreement_unguided")
+LOCK = ("uv pip compile pyproject.toml --all-extras --group dev --universal --generate-hashes --no-emit-index-url --no-header "
+        "--python-version 3.11 -q -o requirements.lock")
+
+
+@contextmanager
+def _one_sentence():
+    """`InputError` becomes a line on stderr and exit code 2."""
+    try:
+        yield
+    except InputError as error:
+        raise Exit(str(error), 2) from None
+
+
+def _call(*command: str, **environment: str) -> None:
+    """Run a command in the project's folder; its exit code becomes ours."""
+    result = subprocess.run(command, cwd=ROOT, env=os.environ | environment)
+    if result.returncode:
+        raise Exit(code=result.returncode)
+
+
+def _run(plan, limit=None):
+    from kdnb.execute import run_notebook
+
+    outcome = run_notebook(plan, limit)
+    fine = outcome.status == "ok"
+    print(f"{plan.notebook}: {outcome.describe()}" if fine else outcome.describe(), file=sys.stdout if fine else sys.stderr, flush=True)
+    if outcome.status == "interrupted":  # whoever stopped this run does not want the next one either
+        raise Exit(code=outcome.exit_code)
+    return outcome
+
+
+# --- running notebooks ---------------------------------------------------------------------------------------------------------
+
+@task(help={"seed": "random seed"})
+def demo(context, seed="0"):
+    """Train a teacher, sample its data back, distil a student; then a report with the numbers."""
+    from kdnb.paths import outputs_root
+    from kdnb.planning import plan
+    from kdnb.report import build_report, read_run
+
+    with _one_sentence():
+        plans = [plan(name, overrides={"seed": seed}) for name in DEMO]
+        codes = [_run(planned).exit_code for planned in plans]
+        page = build_report([planned.folder for planned in plans], outputs_root() / "demo", f"kdnb demo, seed {seed}")
+    found = {row["metric"]: row["value"] for planned in plans for row in read_run(planned.folder).results}
+    for name in DEMO_METRICS:
+        print(f"{name:24} {found.get(name, 'missing')}")
+    print(f"report: {os.path.relpath(page)}")
+    missing = 1 if set(DEMO_METRICS) - set(found) else 0
+    if code := next(filter(None, codes), missing):
+        raise Exit(code=code)
+
+
+@task(positional=["notebook"], iterable=["parameter"], help={
+    "notebook": "name, as 01_teacher, or NAME.VARIANT for a variant's parameter file", "parameter": "name=value; may be repeated",
+    "profile": "folder under params/", "limit": "seconds after which the run is stopped"})
+def run(context, notebook="", parameter=None, profile="quick", limit=None):
+    """Run one notebook headless: outputs/PROFILE/NOTEBOOK/RUN."""
+    from kdnb.planning import parse_limit, parse_overrides, plan
+
+    with _one_sentence():
+        outcome = _run(plan(notebook, profile, parse_overrides(parameter or [])), parse_limit(limit))
+    print(f"outputs: {os.path.relpath(outcome.folder)}")
+    if outcome.exit_code:
+        raise Exit(code=outcome.exit_code)
+
+
+@task(name="all", help={"profile": "folder under params/"})
+def run_all(context, profile="quick"):
+    """Run every experiment of a profile, one after another, then write its report."""
+    from kdnb.planning import experiments, plan
+    from kdnb.report import report as write
+
+    with _one_sentence():
+        plans = [plan(name, profile) for name in experiments(profile)]
+        outcomes = [_run(planned) for planned in plans]
+        print(f"report: {os.path.relpath(write(profile))}")
+    for planned, outcome in zip(plans, outcomes, strict=True):
+        print(f"{planned.notebook:32} {outcome.status:12} {outcome.seconds:8.1f} s")
+    if code := max((outcome.exit_code for outcome in outcomes), default=0):
+        raise Exit(code=code)
+
+
+@task(positional=["profile"], help={"profile": "folder under outputs/"})
+def report(context, profile="quick"):
+    """Write the report of all runs of a profile: outputs/PROFILE/report/index.html."""
+    from kdnb.report import report as write
+
+    with _one_sentence():
+        print(f"report: {os.path.relpath(write(profile))}")
+
+
+@task(positional=["notebook"], help={"notebook": "name, or several with commas between; none: all"})
+def record(context, notebook=""):
+    """Run notebooks with their defaults and store the outputs in notebooks/."""
+    from kdnb.planning import notebook_names
+    from kdnb.stored import record as store
+
+    with _one_sentence():
+        for name in notebook.split(",") if notebook else notebook_names():
+            outcome = store(name)
+            print(f"{name}: {outcome.describe()}", flush=True)
+            if outcome.exit_code:
+                raise Exit(code=outcome.exit_code)
+
+
+@task
+def lab(context):
+    """Open JupyterLab on this machine only, with a token."""
+    _call(sys.executable, "-m", "jupyter", "lab", "--ip=127.0.0.1", f"--ServerApp.root_dir={ROOT}")
+
+
+@task(positional=["dataset"], help={"dataset": "fashion_mnist, cifar10 or cifar100"})
+def download(context, dataset):
+    """Download a data set into KDNB_DATA, or data/ of the checkout."""
+    from kdnb.data import load
+    from kdnb.data.check import FILES, check_files
+
+    with _one_sentence():
+        check_name("data set to download", dataset, FILES)
+        load(dataset, download=True)
+        check_files(dataset)
+    print(f"{dataset}: complete")
+
+
+# --- keeping the project in order ----------------------------------------------------------------------------------------------
+
+@task(help={"k": "only tests whose names match, as pytest's -k", "slow": "also the tests that take minutes"})
+def test(context, slow=False, k=""):
+    """Run all tests: modules, commands, and every notebook against its stored outputs. More pytest arguments after `--`."""
+    outputs = ROOT / "outputs" / "test"
+    shutil.rmtree(outputs, ignore_errors=True)
+    command = [sys.executable, "-m", "pytest", "tests", "notebooks", "--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=900",
+               "--nbval-kernel-startup-timeout=120", "--nbval-sanitize-with=tests/nbval.cfg"]
+    if (os.cpu_count() or 1) >= 2:
+        command += ["-n", "2", "--dist", "loadfile"]  # a notebook's cells must stay with one worker
+    if not slow:
+        command += ["-m", "not slow"]
+    if k:
+        command += ["-k", k]
+    _call(*command, *shlex.split(context.remainder), OMP_NUM_THREADS="1", KDNB_QUIET="1", KDNB_OUTPUTS=str(outputs))
+
+
+@task
+def lint(context):
+    """Check the code with ruff."""
+    _call(sys.executable, "-m", "ruff", "check", ".")
+
+
+@task(positional=["folder"], help={"folder": "with golden files, or several with commas between"})
+def parity(context, folder):
+    """Compare with recorded outputs of the public reference implementations."""
+    _call(sys.executable, "-m", "tests.parity", *folder.split(","))
+
+
+@task
+def bench(context):
+    """Run every script in benchmarks/; each prints the figures that the README quotes."""
+    for script in sorted((ROOT / "benchmarks").glob("*.py")):
+        print(f"# {script.name}", flush=True)
+        _call(sys.executable, str(script))
+
+
+@task
+def lock(context):
+    """Write requirements.lock anew, keeping the versions it has where they still fit."""
+    _call(*LOCK.split())

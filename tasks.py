@@ -72,7 +72,7 @@ def demo(context, seed="0"):
 @task(positional=["notebook"], iterable=["parameter"], help={
     "notebook": "name, as 01_teacher, or NAME.VARIANT for a variant's parameter file", "parameter": "name=value; may be repeated",
     "profile": "folder under params/", "limit": "seconds after which the run is stopped"})
-def run(context, notebook="", parameter=None, profile="quick", limit=None):
+def run(context, notebook, parameter=None, profile="quick", limit=None):
     """Run one notebook headless: outputs/PROFILE/NOTEBOOK/RUN."""
     from kdnb.planning import parse_limit, parse_overrides, plan
 
@@ -99,7 +99,7 @@ def run_all(context, profile="quick"):
         raise Exit(code=code)
 
 
-@task(positional=["profile"], help={"profile": "folder under outputs/"})
+@task(help={"profile": "folder under outputs/"})
 def report(context, profile="quick"):
     """Write the report of all runs of a profile: outputs/PROFILE/report/index.html."""
     from kdnb.report import report as write
@@ -108,14 +108,14 @@ def report(context, profile="quick"):
         print(f"report: {os.path.relpath(write(profile))}")
 
 
-@task(positional=["notebook"], help={"notebook": "name, or several with commas between; none: all"})
-def record(context, notebook=""):
+@task(iterable=["notebook"], help={"notebook": "name; may be repeated; none: all"})
+def record(context, notebook=None):
     """Run notebooks with their defaults and store the outputs in notebooks/."""
     from kdnb.planning import notebook_names
     from kdnb.stored import record as store
 
     with _one_sentence():
-        for name in notebook.split(",") if notebook else notebook_names():
+        for name in notebook or notebook_names():
             outcome = store(name)
             print(f"{name}: {outcome.describe()}", flush=True)
             if outcome.exit_code:

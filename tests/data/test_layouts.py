@@ -5,6 +5,7 @@ import torch
 from PIL import Image
 
 from kdnb.data import DATASETS, layouts, load
+from kdnb.data.check import check_files
 from kdnb.errors import InputError
 
 
@@ -107,6 +108,13 @@ def test_missing_data_are_reported_with_the_place_to_put_them(small):
     for name, folder in (("imagenet", "KDNB_DATA/imagenet"), ("tiny_imagenet", "tiny-imagenet-200"), ("cub200", "CUB_200_2011")):
         with pytest.raises(InputError, match=folder):
             load(name)
+        with pytest.raises(InputError, match=folder):
+            check_files(name)
+
+
+def test_the_quick_look_finds_what_is_there(small):
+    write_cub200(small / "cub200")
+    check_files("cub200")
 
 
 def test_a_wrong_number_of_classes_is_refused_with_both_numbers(small, monkeypatch):

@@ -127,7 +127,6 @@ def make_store(
               "size": size, "scale": list(scale), "ratio": list(ratio), "flip": flip, "temperature": temperature, "half": half, "seed": seed,
               "images_per_shard": images_per_shard}
     key, shards, num_classes = recipe_key(recipe), [], None
-    (folder / "index.json").unlink(missing_ok=True)  # from here to the end the folder is not a store
     for number in progress(range(-(-len(images) // images_per_shard)), "soft labels"):
         shard = _finished(folder, number, key)
         if shard is None:

@@ -70,6 +70,7 @@ def test_boxes_lie_inside_the_image_on_whole_pixels_within_the_asked_areas():
     area, aspect = boxes[:, 2] * boxes[:, 3], pixels[:, 3] / pixels[:, 2]
     assert 0.15 < area.min() < 0.25 and 0.55 < area.max() < 0.65 and area.mean().item() == pytest.approx(0.4, abs=0.01)
     assert 0.7 < aspect.min() and aspect.max() < 1.45
+    assert torch.corrcoef(torch.stack([area, aspect.log()]))[0, 1].abs() < 0.1  # drawn independently
 
 
 def test_positions_reach_every_border():

@@ -52,6 +52,12 @@ def test_stored_labels_are_those_of_the_teacher_on_the_replayed_crops(folder, mo
     assert torch.allclose(labels, restore_labels(compress_labels(probs, mode), mode, K), atol=1e-6)
 
 
+def test_the_teacher_is_asked_at_the_given_temperature(folder):
+    store = make_store(folder, IMAGES, Teacher(), "ori", temperature=4.0, **SETTINGS)
+    crops = replay_crops(IMAGES, store.boxes, store.flips, 8).flatten(0, 1)
+    assert torch.allclose(store.probs.flatten(0, 1), (Teacher().eval()(crops) / 4).softmax(-1), atol=1e-6)
+
+
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("mode", MODES)
 def test_what_is_read_is_what_was_made_to_the_bit(folder, mode, half):
@@ -87,6 +93,23 @@ def test_an_interrupted_store_goes_on_from_its_last_shard(folder):
     make_store(folder, IMAGES, teacher, **SETTINGS)
     assert teacher.crops_seen == 1 * 5  # the last shard has one image
     assert (folder / "index.json").read_bytes() == whole
+
+
+class Broken(Teacher):
+    """Fails after the first shard."""
+
+    def forward(self, x):
+        if self.crops_seen >= 15:
+            raise KeyboardInterrupt
+        return super().forward(x)
+
+
+def test_a_store_half_replaced_by_other_settings_is_refused(folder):
+    make_store(folder, IMAGES, Teacher(), **SETTINGS)
+    with pytest.raises(KeyboardInterrupt):
+        make_store(folder, IMAGES, Broken(), **SETTINGS | {"seed": 1})
+    with pytest.raises(InputError, match="make the store anew"):
+        open_store(folder, IMAGES)
 
 
 @pytest.mark.parametrize("changed", [{"seed": 1}, {"mode": "hard"}, {"teacher": Teacher(seed=2)}, {"temperature": 2.0}])

@@ -29,7 +29,7 @@ def warm_cosine(step: int, steps: int, warmup: float = 0.05) -> float:
     """Factor of the learning rate at zero-based `step`: a linear rise over the share `warmup` of all steps, then a cosine to zero.
 
     >>> [round(warm_cosine(step, 12, warmup=0.25), 3) for step in (0, 1, 2, 3, 7, 11)]
-    [0.333, 0.667, 1.0, 0.97, 0.587, 0.03]
+    [0.333, 0.667, 1.0, 0.976, 0.5, 0.024]
     """
     rise = max(1, round(warmup * steps))
     if step < rise:

@@ -53,7 +53,7 @@ def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     if not isinstance(value, dict):
         return value
     if value["$"] == "tensor":
-        return tensors[value["name"]]
+        return tensors[value["name"]].clone()  # the file's own memory is not aligned, and kernels then round differently
     if value["$"] == "dict":
         return {key: _unpack(item, tensors) for key, item in value["items"]}
     return tuple(_unpack(item, tensors) for item in value["items"])

@@ -39,6 +39,7 @@ class OnlineConfig:
     Attributes:
         epochs: rounds of synthesis and student training.
         images_per_epoch: new images a round.
+        total_images: stop making images when so many were made; None: never.
         student_steps, batch_size: SGD steps a round and images a step.
         buffer_size: capacity of the replay buffer.
         temperature: tau of the distillation loss; labels are never trained on.
@@ -50,6 +51,7 @@ class OnlineConfig:
 
     epochs: int = 200
     images_per_epoch: int = 64
+    total_images: int | None = None
     student_steps: int = 100
     batch_size: int = 64
     buffer_size: int = 4096
@@ -156,14 +158,14 @@ def distil_online(
     checkpoint, and labels, noise, draws and crops are functions of (seed, epoch, step).
     While fewer images than a batch are stored, the student phase and its schedule wait, as in the released code.
     """
-    device = test.images.device
+    device = test.device
     teacher.to(device).eval()
     student.to(device)
     optimizer = torch.optim.SGD(student.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay)
     buffer = ReplayBuffer(config.buffer_size, image_shape, device)
     history: list[dict] = []
     seconds = {"synthesis": 0.0, "student": 0.0}
-    start, phases = 0, 0  # epochs done, and those of them that had a student phase
+    start, phases, made = 0, 0, 0  # epochs done, those of them that had a student phase, images made
     seed_everything(seed)
     saver = Checkpointer(folder)
     restored = saver.load()
@@ -172,20 +174,24 @@ def distil_online(
         student.load_state_dict(state["student"])
         optimizer.load_state_dict(state["optimizer"])
         buffer.load_state_dict(state["buffer"])
-        history, seconds, phases = state["history"], state["seconds"], state["phases"]
+        history, seconds, phases, made = state["history"], state["seconds"], state["phases"], state["made"]
         set_random_state(state["random"])
+    enough = min(config.batch_size, config.buffer_size, config.total_images or config.batch_size)
     saved = time.monotonic()
 
     for epoch in progress(range(start, config.epochs), description, config.epochs, start):
         started = time.monotonic()
-        generator = generator_for(seed, "synthesis", epoch, device=device)
-        labels = draw_labels(config.images_per_epoch, num_classes, config.balanced, generator)
-        buffer.push(source(labels, generator), labels)
+        wanted = config.images_per_epoch if config.total_images is None else min(config.images_per_epoch, config.total_images - made)
+        if wanted > 0:
+            generator = generator_for(seed, "synthesis", epoch, device=device)
+            labels = draw_labels(wanted, num_classes, config.balanced, generator)
+            buffer.push(source(labels, generator), labels)
+            made += wanted
         synthesized = time.monotonic()
         seconds["synthesis"] += synthesized - started
 
         row: dict = {"epoch": epoch + 1, "stored": len(buffer)}
-        if len(buffer) >= min(config.batch_size, config.buffer_size):
+        if len(buffer) >= enough:
             rate = config.lr * config.lr_gamma ** sum(phases >= milestone for milestone in config.milestones)
             row |= {"lr": rate, "kd": _student_phase(teacher, student, optimizer, buffer, config, rate, seed, epoch)}
             phases += 1
@@ -198,7 +204,7 @@ def distil_online(
         if folder is not None and (time.monotonic() - saved > _SAVE_EVERY or epoch + 1 == config.epochs):
             saver.save(epoch + 1, {
                 "student": student.state_dict(), "optimizer": optimizer.state_dict(), "buffer": buffer.state_dict(),
-                "history": history, "seconds": seconds, "phases": phases, "random": random_state(),
+                "history": history, "seconds": seconds, "phases": phases, "made": made, "random": random_state(),
             })
             saved = time.monotonic()
 

@@ -90,8 +90,8 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
     epoch = step // steps_per_epoch
     if recipe.schedule == "one_cycle":
         start, end = recipe.lr / 25, recipe.lr / 25 / 1e4
-        rise = 0.25 * total - 1
-        if step <= rise:
+        rise = max(0.25 * total - 1, 0.0)
+        if step < rise:
             return _cosine(start, recipe.lr, step / rise)
         return _cosine(recipe.lr, end, (step - rise) / max(total - 1 - rise, 1e-9))
     rate = recipe.lr
@@ -346,6 +346,22 @@ def _restore(state: dict, parts: dict[str, Any]) -> Position:
 
 # --- trained networks from the cache -------------------------------------------------------------------------------------------
 
+_ONE_CYCLE = Recipe(epochs=20, batch_size=64, lr=0.1, nesterov=True)
+_CIFAR_SCRATCH = Recipe(epochs=200, batch_size=256, lr=0.1, weight_decay=1e-4, schedule="multistep", milestones=(120, 150, 180), lr_gamma=0.2)
+TEACHER_RECIPES = {
+    "digits": _ONE_CYCLE,
+    "fashion_mnist": dataclasses.replace(_ONE_CYCLE, epochs=10, batch_size=128),
+    "cifar10": _CIFAR_SCRATCH,   # as CMI and AEAHL-RG train theirs
+    "cifar100": _CIFAR_SCRATCH,
+}
+
+
+def teacher_recipe(data: Dataset, **changes) -> Recipe:
+    """How teachers of this data set are trained here: the table's recipe with the data set's own augmentation, and the given changes."""
+    recipe = TEACHER_RECIPES.get(data.name, _CIFAR_SCRATCH)
+    return dataclasses.replace(recipe, crop_padding=data.crop_padding, flip=data.spec.flip, **changes)
+
+
 @dataclass(frozen=True)
 class Trained:
     """A trained classifier, in eval mode, with its history and the hash of its weights."""
@@ -359,6 +375,12 @@ class Trained:
         return self.history[-1]["top1"]
 
 
+def fresh(model: str, data: Dataset, seed: int) -> nn.Module:
+    """An untrained classifier for a data set, on its device; its weights depend on the seed alone."""
+    seed_everything(seed)
+    return build(model, **data.normalization).to(data.test.device)
+
+
 def train_or_load(model: str, data: Dataset, recipe: Recipe, *, seed: int = 0, split: str = "private", description: str | None = None) -> Trained:
     """A classifier trained on one split of a data set, or the one an identical recipe gave before.
 
@@ -369,11 +391,9 @@ def train_or_load(model: str, data: Dataset, recipe: Recipe, *, seed: int = 0, s
     part: Split = getattr(data, split)
     key = {"model": model, "dataset": data.name, "image_size": data.image_size, "split": split, "data": part.hash,
            "recipe": dataclasses.asdict(recipe), "seed": seed}
-    key["recipe"].pop("eval_every")  # changes what is looked at, not what is trained
 
     def make(progress_folder: Path) -> dict:
-        seed_everything(seed)
-        net = build(model, **data.normalization)
+        net = fresh(model, data, seed)
         found = fit(net, part, data.test, recipe, seed=seed, folder=progress_folder, description=description or f"training {model}")
         return {"model": net.state_dict(), "history": found.history}
 

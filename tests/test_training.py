@@ -67,6 +67,12 @@ def test_one_cycle_equals_torch():
     assert [learning_rate(recipe, step, 7) for step in range(35)] == pytest.approx(expected, rel=1e-9)
 
 
+def test_one_cycle_of_very_few_steps_has_no_rise():
+    for steps in (1, 2, 3, 4):
+        rates = [learning_rate(Recipe(epochs=1, batch_size=2, lr=0.1), step, steps) for step in range(steps)]
+        assert rates[0] == pytest.approx(0.1) and rates == sorted(rates, reverse=True)
+
+
 def test_multistep_equals_torch():
     recipe = Recipe(epochs=6, batch_size=8, lr=0.1, schedule="multistep", milestones=(2, 5))
     expected = rates_of(lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [2, 5], 0.1), recipe, 3, per_epoch=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 from kdnb.errors import InputError
 
+_MALFORMED = (KeyError, TypeError, IndexError, AttributeError, ValueError, RecursionError)
 _MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors format itself
 
 
@@ -27,7 +28,7 @@ def read_header(path: Path) -> dict[str, Any]:
         promised = 8 + length + max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
     except OSError as error:
         raise InputError(f"checkpoint {path.name} can't be read: {error.strerror}") from error
-    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
+    except _MALFORMED as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"checkpoint {path.name} is damaged or not a safetensors file") from error
@@ -40,14 +41,29 @@ def check_classes(path: Path, num_classes: int, dataset: str) -> None:
     """Refuse a classifier's weights that were made for another number of classes.
 
     The class count is the height of the only matrix of a classifier of the zoo, its head; convolutions have four dimensions. Where
-    a file holds several matrices (a foreign network) the last one counts.
+    a file holds several matrices (a foreign network) the last one counts. Files that torch.save wrote are not looked into here:
+    `kdnb.importers` compares them before use.
     """
+    if _is_from_torch_save(path):
+        return
     header = read_header(path)
-    heads = [shape for shape in _shapes(header) if len(shape) == 2]
+    try:
+        heads = [shape for shape in _shapes(header) if len(shape) == 2]
+    except _MALFORMED as error:
+        raise InputError(f"checkpoint {Path(path).name} is damaged or not a kdnb state file") from error
     if not heads:
         raise InputError(f"checkpoint {Path(path).name} holds no classifier: no weight matrix in it")
     if heads[-1][0] != num_classes:
         raise InputError(f"checkpoint {Path(path).name} is of a network for {heads[-1][0]} classes, {dataset} has {num_classes}")
+
+
+def _is_from_torch_save(path: Path) -> bool:
+    """A zip archive or, before torch 1.6, a pickle."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(2) in (b"PK", b"\x80\x02")
+    except OSError as error:
+        raise InputError(f"checkpoint {Path(path).name} can't be read: {error.strerror}") from error
 
 
 def _shapes(header: dict[str, Any]) -> Iterator[list[int]]:

@@ -95,7 +95,7 @@ PARAMETERS: dict[str, Parameter] = {
     "seed": _integer(0, 2**32 - 1, "random seed"),
     "seeds": _integers(0, 2**32 - 1, "random seeds, one run each", order=list, words="different"),
     "split_seed": _integer(0, 2**32 - 1, "seed of the split into private, public and test images"),
-    "device": _text(r"cpu|mps|cuda(:\d+)?", "cpu, cuda, cuda:N or mps", "torch device"),
+    "device": _text(r"cpu|mps|cuda(:[0-9]{1,3})?", "cpu, cuda, cuda:N or mps", "torch device"),
     "threads": _integer(0, 1024, "CPU threads of torch, 0 for torch's own choice"),
     "precision": _choice("precision", ("fp32", "bf16", "fp16"), "number format of autocast"),
     "layout": _choice("layout", ("contiguous", "channels_last"), "memory format of images"),
@@ -109,7 +109,7 @@ PARAMETERS: dict[str, Parameter] = {
     "teacher": _model("teacher architecture"),
     "student": _model("student architecture"),
     "judge": _model("architecture of the independent judge"),
-    "teacher_checkpoint": _text(r"[^\0\n]*", "the path of a state file, or empty", "teacher weights to use instead of training a teacher"),
+    "teacher_checkpoint": _text(r"[^\x00\n]*", "the path of a checkpoint, or empty", "teacher weights to use instead of training a teacher"),
     # training
     "epochs": _integer(1, 100_000, "passes over the data, or rounds"),
     "teacher_epochs": _integer(1, 100_000, "passes over the private split when the teacher is trained"),
@@ -127,7 +127,7 @@ PARAMETERS: dict[str, Parameter] = {
     "prior_steps": _integer(1, 10_000_000, "training steps of the diffusion prior"),
     "prior_batch_size": _integer(2, 1_000_000, "images per step of the prior's training"),
     "prior_lr": _real(0, 100, "learning rate of the prior's training", above=True),
-    "prior_folder": _text(r"[^\0\n]*", "the path of a folder, or empty", "a diffusers model to use as prior instead of training one"),
+    "prior_folder": _text(r"[^\x00\n]*", "the path of a folder, or empty", "a diffusers model to use as prior instead of training one"),
     "solver": _choice("solver", ("ddim", "dpmsolver++", "unipc"), "sampler of the prior"),
     "num_steps": _integer(1, 1000, "denoising steps"),
     "gate": _choice("gate", ("entropy", "normalized_entropy", "constant"), "what opens the guidance of a sample"),
@@ -235,7 +235,7 @@ def read_cell(path: Path) -> dict[str, Cell]:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         tagged = [cell for cell in cells if "parameters" in cell.get("metadata", {}).get("tags", [])]
         sources = ["".join(cell["source"]) for cell in tagged]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path.name} can't be read as a notebook: {error}") from error

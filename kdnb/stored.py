@@ -33,7 +33,6 @@ def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         count += bool(cell.source.strip())
         cell.execution_count = count if cell.source.strip() else None
         for output in cell.outputs:
-            output.pop("transient", None)
             if output.output_type == "execute_result":
                 output.execution_count = cell.execution_count
     return notebook
@@ -65,7 +64,7 @@ def _texts(output: nbformat.NotebookNode) -> list[str]:
 
 def _has_path(text: str) -> bool:
     here = {str(PROJECT), str(Path.home()), sys.prefix, tempfile.gettempdir()} - {"/"}
-    return bool(_PATH.search(text)) or any(place in text for place in here)
+    return bool(_PATH.search(text)) or any(re.search(rf"(?<![\w.]){re.escape(place)}\b", text) for place in here)
 
 
 def record(name: str) -> Outcome:

@@ -1,0 +1,16 @@
+"""Tests run with one thread and keep their outputs apart; the fixture notebooks are material, not tests."""
+
+import atexit
+import os
+import shutil
+import tempfile
+
+collect_ignore_glob = ["notebooks/*.ipynb"]
+
+# before any test imports torch: two threads on busy cores are slower than one
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MKL_NUM_THREADS", "1")
+os.environ.setdefault("KDNB_QUIET", "1")
+if "KDNB_OUTPUTS" not in os.environ:  # `inv test` sets its own, so that notebooks share trained teachers
+    os.environ["KDNB_OUTPUTS"] = tempfile.mkdtemp(prefix="kdnb-test-")
+    atexit.register(shutil.rmtree, os.environ["KDNB_OUTPUTS"], ignore_errors=True)

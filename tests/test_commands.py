@@ -1,0 +1,179 @@
+"""The command line as a user meets it: README commands parse, bad input is one sentence and exit code 2."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from invoke import Collection
+from invoke.parser import Parser
+
+import tasks
+from kdnb.checkpoints import save_state
+
+ROOT = Path(__file__).parent.parent
+FIXTURES = Path(__file__).parent / "notebooks"
+CONTEXTS = Collection.from_module(tasks).to_contexts()
+PAGES = [path for path in (ROOT / "README.md", ROOT / "params" / "README.md") if path.is_file()]
+
+
+def commands(page: Path) -> list[str]:
+    """Lines of indented or fenced code that call invoke, without comments and variables before them."""
+    found = []
+    for line in page.read_text().splitlines():
+        text = re.sub(r"\s+#.*", "", line.strip().removeprefix("$ "))
+        text = re.sub(r"^([A-Z_]+=\S+ )+", "", text)
+        if re.match(r"(uv run (--\S+ (\S+ )?)*)?inv( |$)", text):
+            found.append(text)
+    return found
+
+
+COMMANDS = [(page.name, command) for page in PAGES for command in commands(page)]
+
+
+@pytest.mark.parametrize("page, command", COMMANDS)
+def test_every_command_in_the_docs_names_a_task_with_valid_options(page, command):
+    words = shlex.split(command[command.index("inv"):])[1:]
+    if words[:1] in (["--list"], ["-l"], ["--help"]):
+        return
+    assert len(Parser(contexts=CONTEXTS).parse_argv(words)) == 1, "one task a line"
+
+
+def test_the_search_finds_commands_and_the_parser_refuses_wrong_ones(tmp_path):
+    page = tmp_path / "x.md"
+    page.write_text("text inv run\n\n    uv run inv run 01_teacher -p lr=1  # comment\n```\n$ KDNB_DATA=x uv run --extra ray inv all\ninvoke\n```\n")
+    assert commands(page) == ["uv run inv run 01_teacher -p lr=1", "uv run --extra ray inv all"]
+    for words in (["run", "x", "--no-such-option"], ["no_such_task"]):
+        with pytest.raises(Exception, match="no[-_]such"):
+            Parser(contexts=CONTEXTS).parse_argv(words)
+
+
+def test_every_task_is_explained_in_one_line():
+    for task in Collection.from_module(tasks).tasks.values():
+        first = (task.__doc__ or "").strip().splitlines()[0]
+        assert first.endswith(".") or "`" in first, task.name
+
+
+def test_the_tasks_import_nothing_heavy():
+    code = "import sys, tasks; sys.exit(bool({'torch', 'papermill', 'numpy', 'pydantic'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+# --- bad input -----------------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def call(tmp_path):
+    """Run an invoke command with folders of its own; returns the finished process."""
+    def run(*words):
+        folders = {"KDNB_NOTEBOOKS": str(FIXTURES), "KDNB_PARAMS": str(tmp_path / "params"), "KDNB_OUTPUTS": str(tmp_path / "outputs"),
+                   "KDNB_DATA": str(tmp_path / "data")}
+        return subprocess.run([sys.executable, "-m", "invoke", *words], cwd=ROOT, env=os.environ | folders, capture_output=True, text=True)
+
+    (tmp_path / "params" / "standard").mkdir(parents=True)
+    return run
+
+
+def assert_refused(done, tmp_path, message):
+    assert done.returncode == 2, done.stderr
+    assert re.search(message, done.stderr), done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1 and "Traceback" not in done.stderr + done.stdout
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize("words, message", [
+    ("run fin", "unknown notebook 'fin'; did you mean 'fine'"),
+    ("run fine --profile standrad", "unknown profile 'standrad'; did you mean 'standard'"),
+    ("run fine --profile standard", "profile standard has no parameters for fine"),
+    ("run fine -p epoch=3", "unknown parameter of fine 'epoch'; did you mean 'epochs'"),
+    ("run fine -p epochs", "name=value, got 'epochs'"),
+    ("run fine -p epochs=0", "epochs must be a whole number from 1"),
+    ("run fine -p epochs=yes", "epochs must be a whole number"),
+    ("run fine --limit never", "limit must be a number of seconds"),
+    ("run needs_data -p dataset=digit", "unknown dataset 'digit'; did you mean 'digits'"),
+    ("run needs_data -p teacher=resnet_8", "teacher: unknown model 'resnet_8'; did you mean 'resnet8'"),
+    ("run needs_data -p dataset=cifar10", "no complete copy of cifar10 found"),
+    ("run needs_data -p teacher_checkpoint=none.safetensors", "none.safetensors can't be read"),
+    ("all --profile standrad", "unknown profile"),
+    ("record -n fin", "unknown notebook 'fin'"),
+    ("report", "no runs of profile quick found"),
+    ("download digitz", "unknown data set to download 'digitz'"),
+])
+def test_bad_input_is_one_sentence_and_exit_code_2(call, tmp_path, words, message):
+    assert_refused(call(*words.split()), tmp_path, message)
+
+
+def test_a_truncated_data_file_is_refused(call, tmp_path):
+    folder = tmp_path / "data" / "cifar-100-python"
+    folder.mkdir(parents=True)
+    for name in ("train", "test"):
+        (folder / name).write_bytes(b"\x80\x02" + bytes(50))
+    assert_refused(call("run", "needs_data", "-p", "dataset=cifar100"), tmp_path, "data file train is truncated")
+
+
+def test_a_teacher_for_another_number_of_classes_is_refused(call, tmp_path):
+    import torch
+
+    save_state(tmp_path / "teacher.safetensors", {"model": {"fc.weight": torch.zeros(100, 4)}})
+    done = call("run", "needs_data", "-p", f"teacher_checkpoint={tmp_path / 'teacher.safetensors'}")
+    assert_refused(done, tmp_path, "for 100 classes, digits has 10")
+
+
+def test_a_good_run_prints_where_its_outputs_are_and_exits_with_0(call, tmp_path):
+    done = call("run", "fine", "-p", "epochs=3", "-p", "lr=1e-3")
+    assert done.returncode == 0 and re.search(r"fine: ok in \d+ s", done.stdout) and "outputs: " in done.stdout
+    assert "cells" in done.stderr  # the progress bar
+
+
+def test_a_failing_run_exits_with_the_code_of_its_ending(call, tmp_path):
+    done = call("run", "raises")
+    assert done.returncode == 1 and "in cell [3]" in done.stderr and "RuntimeError: the reason" in done.stderr and "Traceback" not in done.stderr
+    assert call("run", "dies").returncode == 4
+    refused = call("run", "refuses")
+    assert refused.returncode == 2 and refused.stderr.strip().splitlines()[-1] == "epochs must be odd, got 2"
+
+
+# --- the demo, with stand-ins for its three notebooks --------------------------------------------------------------------------
+
+DEMO_CELL = '''import os
+from kdnb import parameters
+from kdnb.recipes import run_folder
+
+p = parameters.collect(globals())
+folder = run_folder(os.environ["KDNB_PROFILE"], "{name}", p)
+(folder / "results.csv").write_text("notebook,metric,value,seed\\n" + "".join(f"{name},{{m}},0.5,{{p.seed}}\\n" for m in {metrics}))'''
+
+
+def demo_notebooks(folder, metrics):
+    import nbformat
+
+    folder.mkdir()
+    shares = {"01_teacher": metrics[:1], "02_synthesis": metrics[-2:], "03_fast_ad": metrics[1:-2]}
+    for name, share in shares.items():
+        parameters = nbformat.v4.new_code_cell("seed: int = 0  # seed", metadata={"tags": ["parameters"]})
+        cell = nbformat.v4.new_code_cell(DEMO_CELL.format(name=name, metrics=share))
+        nbformat.write(nbformat.v4.new_notebook(cells=[parameters, cell]), folder / f"{name}.ipynb")
+
+
+def demo(tmp_path, metrics):
+    demo_notebooks(tmp_path / "own", metrics)
+    folders = {"KDNB_NOTEBOOKS": str(tmp_path / "own"), "KDNB_OUTPUTS": str(tmp_path / "outputs")}
+    command = [sys.executable, "-m", "invoke", "demo", "--seed", "3"]
+    return subprocess.run(command, cwd=ROOT, env=os.environ | folders, capture_output=True, text=True)
+
+
+def test_the_demo_prints_its_rows_and_writes_its_report(tmp_path):
+    done = demo(tmp_path, tasks.DEMO_METRICS)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines() if line.startswith(tuple(tasks.DEMO_METRICS))]
+    assert rows == [[name, "0.5"] for name in tasks.DEMO_METRICS]
+    lines = (tmp_path / "outputs" / "demo" / "results.csv").read_text().splitlines()
+    assert lines[0] == "notebook,metric,value,seed" and "03_fast_ad,student_top1,0.5,3" in lines and len(lines) == 8
+    assert (tmp_path / "outputs" / "demo" / "index.html").is_file() and "index.html" in done.stdout
+
+
+def test_the_demo_fails_where_a_number_is_missing(tmp_path):
+    done = demo(tmp_path, [name for name in tasks.DEMO_METRICS if name != "student_top1_noise"])
+    assert done.returncode == 1 and re.search(r"student_top1_noise +missing", done.stdout)

@@ -1,0 +1,170 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from kdnb import parameters
+from kdnb.errors import InputError
+from kdnb.parameters import PARAMETERS, Parameters, collect, read_cell, resolve
+
+
+def notebook(tmp_path, *sources, tag="parameters"):
+    cells = [{"cell_type": "code", "metadata": {"tags": [tag]}, "source": source} for source in sources]
+    path = tmp_path / "nb.ipynb"
+    path.write_text(json.dumps({"cells": cells}))
+    return path
+
+
+# --- values --------------------------------------------------------------------------------------------------------------------
+
+def test_numbers_written_as_text_become_numbers():
+    assert resolve({"weight_decay": "1e-6", "epochs": "20", "buffer_size": "1e3"}) == {"weight_decay": 1e-6, "epochs": 20, "buffer_size": 1000}
+
+
+def test_a_whole_float_is_a_whole_number_and_an_integer_is_a_real_number():
+    found = resolve({"epochs": 3.0, "lr": 1})
+    assert type(found["epochs"]) is int and type(found["lr"]) is float
+
+
+@pytest.mark.parametrize("name, value", [
+    ("epochs", True), ("lr", False), ("epochs", 0), ("epochs", 2.5), ("epochs", None), ("epochs", "many"), ("epochs", [1]),
+    ("lr", 0), ("lr", "nan"), ("lr", float("inf")), ("lr", "1_0.5.2"), ("dataset", 3), ("device", "gpu"), ("device", "cuda:x"),
+    ("milestones", 3), ("milestones", [5, 5]), ("milestones", [5, 3]), ("milestones", [True]), ("seeds", [1, 1]), ("teacher", 8),
+    ("teacher_checkpoint", "a\0b"), ("seed", 2**32), ("seed", -1), ("batch_size", 1), ("epochs", "9" * 5000),
+])
+def test_a_value_that_does_not_fit_is_refused_with_what_is_allowed(name, value):
+    with pytest.raises(InputError, match=f"^{name} must be .*, got "):
+        resolve({name: value})
+
+
+def test_the_sentence_stays_short_for_a_long_value():
+    with pytest.raises(InputError) as caught:
+        resolve({"epochs": "x" * 10_000})
+    assert len(str(caught.value)) < 200 and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name, given, near", [
+    ("solver", "dim", "ddim"), ("dataset", "digit", "digits"), ("gate", "entrophy", "entropy"), ("method", "dkd_lsdk", "dkd_lskd"),
+    ("teacher", "resnt56", "resnet56"),
+])
+def test_an_unknown_choice_is_refused_with_the_nearest(name, given, near):
+    with pytest.raises(InputError, match=f"did you mean '{near}'"):
+        resolve({name: given})
+
+
+def test_an_unknown_model_is_refused_under_the_name_of_its_parameter():
+    with pytest.raises(InputError, match="^student: unknown model 'resnt8'"):
+        resolve({"student": "resnt8"})
+
+
+def test_an_unknown_name_is_refused_with_the_nearest():
+    with pytest.raises(InputError, match="unknown parameter 'epoch'; did you mean 'epochs'"):
+        resolve({"epoch": 3})
+
+
+def test_aliases_and_free_sizes_of_models_are_known():
+    assert resolve({"teacher": "WRN-22-4", "student": "ShuffleV1"}) == {"teacher": "WRN-22-4", "student": "ShuffleV1"}
+
+
+def test_seeds_keep_their_order_and_milestones_rise():
+    assert resolve({"seeds": [3, 1, 2], "milestones": [1, 5]}) == {"seeds": [3, 1, 2], "milestones": [1, 5]}
+
+
+def test_values_that_exclude_each_other_are_refused():
+    with pytest.raises(InputError, match="small_buffer must be below buffer_size, got 64 and 64"):
+        resolve({"small_buffer": 64, "buffer_size": 64})
+    with pytest.raises(InputError, match="nothing to follow"):
+        resolve({"ce_weight": 0, "bn_weight": 0, "lambda_max": 1.5})
+
+
+def test_zero_weights_are_fine_without_guidance():
+    assert resolve({"ce_weight": 0, "bn_weight": 0, "lambda_max": 0})["lambda_max"] == 0
+
+
+def test_resolving_twice_changes_nothing():
+    once = resolve({"lr": "1e-2", "seeds": [1, 2], "device": "cuda:1", "milestones": []})
+    assert resolve(once) == once and json.loads(json.dumps(once)) == once
+
+
+def test_parameters_are_read_as_attributes():
+    assert Parameters(epochs=3).epochs == 3
+    with pytest.raises(AttributeError, match="no parameter 'epoch' here; there are epochs"):
+        Parameters(epochs=3).epoch  # noqa: B018
+
+
+def test_choices_agree_with_the_code_that_uses_them():
+    from kdnb.samplers.cadr import GATES
+    from kdnb.samplers.diffusion import SOLVERS
+    from kdnb.training import LAYOUTS, PRECISIONS
+
+    for name, choices in {"gate": GATES, "solver": SOLVERS, "layout": LAYOUTS, "precision": PRECISIONS}.items():
+        assert PARAMETERS[name].allowed == f"one of {', '.join(choices)}"
+
+
+def test_every_line_of_the_table_says_what_is_allowed_and_what_for():
+    for name, line in PARAMETERS.items():
+        assert line.allowed and line.help, name
+        assert line.annotation in ("int", "float", "str", "list[int]"), name
+
+
+def test_names_are_checked_without_torch():
+    code = "import sys, kdnb.planning; sys.exit('torch' in sys.modules or 'papermill' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+# --- from a notebook's globals -------------------------------------------------------------------------------------------------
+
+def test_collect_takes_the_known_names_of_a_namespace():
+    assert collect({"epochs": 3, "lr": "1e-1", "path": "x", "In": []}) == {"epochs": 3, "lr": 0.1}
+
+
+def test_collect_passes_over_what_later_cells_made_under_the_same_name():
+    assert collect({"epochs": 3, "teacher": object()}) == {"epochs": 3}
+
+
+def test_collect_refuses_a_namespace_without_parameters():
+    with pytest.raises(InputError, match="run the parameters cell first"):
+        collect({"x": 1})
+
+
+# --- the parameters cell -------------------------------------------------------------------------------------------------------
+
+def test_read_cell_gives_type_default_and_help(tmp_path):
+    path = notebook(tmp_path, 'lr: float = 1e-3  # learning rate\nscales: list[int] = [1, 2]  # regions\nname: str = "a # b"  # text')
+    assert read_cell(path) == {"lr": ("float", 1e-3, "learning rate"), "scales": ("list[int]", [1, 2], "regions"), "name": ("str", "a # b", "text")}
+
+
+@pytest.mark.parametrize("source", [
+    "lr = 0.1  # no annotation", "lr: float = 0.1", "lr: float = 1 / 10  # computed", "lr: float = open('x')  # a call",
+    "scales: list[int] = [1,\n 2]  # two lines", "lr: float  # no value", "import os", "p.lr: float = 1  # attribute",
+])
+def test_read_cell_refuses_lines_of_another_form(tmp_path, source):
+    with pytest.raises(InputError, match="line 1 of the parameters cell of nb.ipynb must be"):
+        read_cell(notebook(tmp_path, source))
+
+
+def test_read_cell_refuses_no_cell_two_cells_and_no_python(tmp_path):
+    line = "lr: float = 1.0  # rate"
+    with pytest.raises(InputError, match="it has 0"):
+        read_cell(notebook(tmp_path, line, tag="other"))
+    with pytest.raises(InputError, match="it has 2"):
+        read_cell(notebook(tmp_path, line, line))
+    with pytest.raises(InputError, match="no Python"):
+        read_cell(notebook(tmp_path, "lr: float = ("))
+
+
+@pytest.mark.parametrize("content", [
+    b"", b"{", b"[]", b"null", b'{"cells": 3}', b'{"cells": [3]}', b"\xff\xfe", b'{"cells": [{"metadata": null}]}', b"[" * 100_000,
+])
+def test_read_cell_refuses_files_that_are_no_notebooks(tmp_path, content):
+    path = tmp_path / "nb.ipynb"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="nb.ipynb"):
+        read_cell(path)
+
+
+def test_read_cell_refuses_a_file_that_is_far_too_large(tmp_path, monkeypatch):
+    monkeypatch.setattr(parameters, "_MAX_NOTEBOOK", 10)
+    with pytest.raises(InputError, match="larger than 10 bytes"):
+        read_cell(notebook(tmp_path, "lr: float = 1.0  # rate"))

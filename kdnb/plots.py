@@ -145,7 +145,7 @@ def grouped_bars(table: Mapping[str, Mapping[str, float]], ylabel: str, title: s
     axis.set(ylabel=ylabel, title=title, xticks=range(len(table)))
     axis.set_xticklabels(table, rotation=20, ha="right")
     axis.grid(axis="x", visible=False)
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return _done(figure)
 
 

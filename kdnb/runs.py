@@ -143,6 +143,13 @@ class Run:
         return value
 
     @property
+    def results(self):
+        """The recorded headline numbers as a DataFrame, rounded for reading."""
+        import pandas as pd
+
+        return pd.DataFrame([{"metric": name, "value": round(number, 3)} for name, number in self._results.items()])
+
+    @property
     def progress(self) -> Path:
         """Folder for the checkpoints of this run's own long work."""
         return self.folder / "progress"

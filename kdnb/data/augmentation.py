@@ -35,7 +35,9 @@ def augment(images: Tensor, padding: int, flip: bool, generator: torch.Generator
         return images
     batch = torch.arange(B, device=device)[:, None, None]
     # advanced indices around a slice put the channel last: (B, H, W, C) -> (B, C, H, W)
-    return images[batch, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+    cropped = images[batch, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+    # with one channel the permuted strides count as contiguous and as channels_last; convolutions must not take them for the latter
+    return cropped.view(-1).view(B, C, H, W)
 
 
 # --- strong augmentation -------------------------------------------------------------------------------------------------------

@@ -171,3 +171,8 @@ def test_strong_augment_draws_every_operation_with_replacement(monkeypatch):
 def test_strong_augment_refuses_images_that_are_neither_grey_nor_rgb():
     with pytest.raises(InputError, match="1 or 3 channels, got 2"):
         strong_augment(torch.zeros(1, 2, 8, 8))
+
+
+def test_one_channel_images_keep_plain_strides():
+    """Ambiguous strides send narrow convolutions down the channels_last path, which crashes torch 2.15 on a CPU."""
+    assert augment(torch.zeros(2, 1, 4, 6), 1, True).stride() == (24, 24, 6, 1)

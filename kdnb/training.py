@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from kdnb import methods
 from kdnb.checkpoints import Checkpointer, artifact, state_hash
@@ -49,7 +49,7 @@ class Recipe:
         precision: "fp32", "bf16" or "fp16" autocast.
         layout: "contiguous" or "channels_last" (faster for stages of 8 channels and more; crashes torch 2.15 on a CPU below that).
         compile: torch.compile the student.
-        ema_decay: evaluate an exponential moving average of the weights; None for none.
+        ema_decay: evaluate an exponential moving average of the weights of student and adapters; None for none.
         eval_every: epochs between evaluations; the last epoch is always evaluated.
     """
 
@@ -202,11 +202,13 @@ def fit(
     device, memory_format = train.device, LAYOUTS[recipe.layout]
     student.to(device, memory_format=memory_format).train()
     method.to(device).train()
+    if teacher is not None:
+        teacher.to(device, memory_format=memory_format)
     forward = torch.compile(student) if recipe.compile else student
     parameters = [*student.parameters(), *method.parameters()]
     optimizer = torch.optim.SGD(parameters, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov)
     scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
-    averaged = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay), use_buffers=True) if recipe.ema_decay else None
+    averaged = _averaged(student, method, recipe.ema_decay) if recipe.ema_decay else None
     parts = {"student": student, "method": method, "optimizer": optimizer, "scaler": scaler, "averaged": averaged}
     parts = {name: part for name, part in parts.items() if part is not None}
 
@@ -240,7 +242,7 @@ def fit(
             scaler.step(optimizer)
             scaler.update()
             if averaged is not None:
-                averaged.update_parameters(student)
+                averaged.update_parameters(nn.ModuleList([student, method]))
 
             _accumulate(position.sums, terms, total_step)
             if folder is not None and time.monotonic() - saved > _SAVE_EVERY:
@@ -253,7 +255,8 @@ def fit(
         row = {"epoch": epoch + 1, "lr": learning_rate(recipe, (epoch + 1) * steps_per_epoch - 1, steps_per_epoch)}
         row |= {f"train_{name}": (value / steps_per_epoch).item() for name, value in position.sums.items() if name != "_bad_step"}
         if (epoch + 1) % recipe.eval_every == 0 or epoch + 1 == recipe.epochs:
-            row |= evaluate(averaged.module if averaged is not None else student, test, getattr(method, "predict", None))
+            judged, by = averaged.module if averaged is not None else (student, method)
+            row |= evaluate(judged, test, getattr(by, "predict", None))
         position.history.append(row)
         position.sums, position.step, position.epoch = {}, 0, epoch + 1
         if log:
@@ -264,7 +267,8 @@ def fit(
         position.seconds = seconds
         saver.save(recipe.epochs * steps_per_epoch, _snapshot(position, parts))
     if averaged is not None:
-        student.load_state_dict(averaged.module.state_dict())
+        for module, average in zip((student, method), averaged.module, strict=True):
+            module.load_state_dict(average.state_dict())
     student.eval()
     method.eval()
     return Fit(position.history, seconds)
@@ -310,6 +314,18 @@ def _constants(features, with_maps: bool):
         return features._replace(logits=features.logits.clone(), pooled=features.pooled.clone(), feats=[], final_map=None)
     feats = [feature.clone() for feature in features.feats]
     return features._replace(logits=features.logits.clone(), pooled=features.pooled.clone(), feats=feats, final_map=features.final_map.clone())
+
+
+def _averaged(student: nn.Module, method: nn.Module, decay: float) -> AveragedModel:
+    """Running averages of student and adapters. What is counted rather than measured (integer buffers) is copied, not averaged."""
+    @torch.no_grad()
+    def update(averages: list[Tensor], currents: list[Tensor], _) -> None:
+        if averages[0].is_floating_point():
+            torch._foreach_lerp_(averages, currents, 1 - decay)
+        else:
+            torch._foreach_copy_(averages, currents)
+
+    return AveragedModel(nn.ModuleList([student, method]), multi_avg_fn=update, use_buffers=True)
 
 
 def _accumulate(sums: dict[str, Tensor], terms: dict[str, Tensor], step: int) -> None:

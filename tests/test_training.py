@@ -165,6 +165,25 @@ def test_a_killed_run_resumes_bit_for_bit(variant, stop, tmp_path, monkeypatch):
     assert found.history == expected.history
 
 
+def test_student_and_adapters_end_as_averages_of_their_steps(monkeypatch):
+    recipe = Recipe(epochs=1, batch_size=22, lr=0.1, ema_decay=0.9)
+    student, teacher = network(), network(3).eval()
+    method = methods.build("simkd").bind(student, teacher, (1, 8, 8), 3, 22)
+    steps, accumulate = [], training._accumulate
+
+    def recording(*arguments):
+        steps.append([{key: value.clone() for key, value in part.state_dict().items()} for part in (student, method)])
+        accumulate(*arguments)
+
+    monkeypatch.setattr(training, "_accumulate", recording)
+    found = fit(student, blobs(), blobs(seed=1), recipe, method=method, teacher=teacher)
+    for part, first, second in zip((student, method), *steps, strict=True):
+        for key, value in part.state_dict().items():
+            expected = torch.lerp(first[key], second[key], 0.1) if value.is_floating_point() else second[key]
+            assert torch.equal(value, expected), key
+    assert found.last["top1"] == evaluate(student, blobs(seed=1), method.predict)["top1"]
+
+
 def test_a_finished_run_is_not_trained_again(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "_SAVE_EVERY", -1.0)
     first, _ = trained(folder=tmp_path)

@@ -23,18 +23,22 @@ from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, Valida
 from kdnb import models
 from kdnb.data import DATASETS
 from kdnb.errors import InputError, check_name
-from kdnb.methods import METHODS
+from kdnb.methods import METHODS, parse_method
 
 _MAX_NOTEBOOK = 20_000_000  # bytes; a notebook of ours is under 600 KB
 
 
 class Parameter(NamedTuple):
-    """One line of the table: the annotation in a notebook, the pydantic type, what is allowed (in words), what it is for."""
+    """One line of the table: the annotation in a notebook, the pydantic type, what is allowed (in words), what it is for.
+
+    With `optional` a notebook may annotate it `Optional[...]`, and None then means what that notebook's comment says.
+    """
 
     annotation: str
     type: Any
     allowed: str
     help: str
+    optional: bool = False
 
 
 # --- kinds of parameters -------------------------------------------------------------------------------------------------------
@@ -88,6 +92,24 @@ def _integers(low: int, high: int, help: str, order: Callable[[list], list] = so
     return Parameter("list[int]", kind, f"a list of {words} whole numbers from {low} to {high}", help)
 
 
+def _methods(help: str) -> Parameter:
+    """A list of methods, each with hyper-parameters over its published ones: `["kd", "dkd beta=2"]`."""
+    def known(value: str) -> str:
+        parse_method(value)
+        return value
+
+    kind = Annotated[list[Annotated[str, AfterValidator(known)]], Field(max_length=100)]
+    return Parameter("list[str]", kind, "a list of methods, as in ['kd', 'dkd beta=2 warmup=0']", help)
+
+
+def _flag(help: str) -> Parameter:
+    return Parameter("bool", Annotated[bool, Field(strict=True)], "true or false", help)
+
+
+def _optional(parameter: Parameter) -> Parameter:
+    return parameter._replace(optional=True)
+
+
 # --- the table -----------------------------------------------------------------------------------------------------------------
 
 PARAMETERS: dict[str, Parameter] = {
@@ -117,12 +139,16 @@ PARAMETERS: dict[str, Parameter] = {
     "lr": _real(0, 100, "learning rate (peak)", above=True),
     "weight_decay": _real(0, 10, "L2 coefficient"),
     "milestones": _integers(0, 100_000, "epochs after which the learning rate falls"),
+    "clip_norm": _optional(_real(0, 1e6, "limit of the global gradient norm", above=True)),
     # distillation
     "method": _choice("method", METHODS, "distillation method"),
-    "temperature": _real(0, 1000, "softmax temperature tau", above=True),
-    "kd_weight": _real(0, 1e6, "weight of the distillation term"),
-    "ce_weight": _real(0, 1e6, "weight of the label term"),
-    "scales": _integers(1, 64, "regions per side of each scale"),
+    "others": _methods("further methods to compare with"),
+    "temperature": _optional(_real(0, 1000, "softmax temperature tau", above=True)),
+    "kd_weight": _optional(_real(0, 1e6, "weight of the distillation term")),
+    "ce_weight": _optional(_real(0, 1e6, "weight of the label term")),
+    "scales": _optional(_integers(1, 64, "regions per side of each scale")),
+    "omitted_class": _optional(_integer(0, 999, "class the student never sees")),
+    "ablations": _flag("whether hyper-parameters of the method are varied as well"),
     # diffusion prior and its guidance
     "prior_steps": _integer(1, 10_000_000, "training steps of the diffusion prior"),
     "prior_batch_size": _integer(2, 1_000_000, "images per step of the prior's training"),
@@ -177,6 +203,8 @@ def _adapter(name: str) -> TypeAdapter:
 def check(name: str, value: Any) -> Any:
     """The value of one parameter in its own type, or `InputError`."""
     check_name("parameter", name, PARAMETERS)
+    if value is None and PARAMETERS[name].optional:
+        return None
     try:
         return _adapter(name).validate_python(value)
     except ValidationError as error:
@@ -206,7 +234,8 @@ def resolve(values: Mapping) -> Parameters:
 
 def collect(namespace: Mapping) -> Parameters:
     """The checked parameters among a notebook's globals: plain values under names of the table, in the order of the table."""
-    plain = {name: namespace[name] for name in PARAMETERS if isinstance(namespace.get(name), bool | int | float | str | list)}
+    plain = {name: namespace[name] for name, line in PARAMETERS.items()
+             if isinstance(namespace.get(name), bool | int | float | str | list) or (name in namespace and namespace[name] is None and line.optional)}
     if not plain:
         raise InputError("no parameters found; run the parameters cell first")
     return resolve(plain)

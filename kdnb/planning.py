@@ -79,8 +79,10 @@ def plan(notebook: str, profile: str = "quick", overrides: Mapping[str, Any] | N
     path = notebooks_folder() / f"{check_name('notebook', base, notebook_names())}.ipynb"
     cell = read_cell(path)
     given = read_params(base, profile, variant) | dict(overrides or {})
-    for name in given:
+    for name, value in given.items():
         check_name(f"parameter of {base}", name, cell)
+        if value is None and not cell[name].type.startswith("Optional["):
+            raise InputError(f"{name} must be {PARAMETERS[name].allowed}, got None")
     defaults = resolve({name: line.default for name, line in cell.items()})
     values = resolve(defaults | given)
     _check_outside(values)

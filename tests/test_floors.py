@@ -12,7 +12,7 @@ FLOORS = (
     {"errors", "paths", "files", "recipes", "progress", "randomness", "checkpoints", "checkpoint_header", "importers", "runs", "crops",
      "data", "models", "generators", "losses"},
     {"methods", "samplers", "attacks", "metrics"},
-    {"training", "datafree", "synthesis", "softlabels", "discovery", "archsearch", "bounds"},
+    {"training", "comparison", "datafree", "synthesis", "softlabels", "discovery", "archsearch", "bounds"},
     {"parameters", "planning", "kernel", "execute", "stored", "sweep", "report", "plots"},
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}

@@ -82,6 +82,23 @@ def test_zero_weights_are_fine_without_guidance():
     assert resolve({"ce_weight": 0, "bn_weight": 0, "lambda_max": 0})["lambda_max"] == 0
 
 
+def test_none_is_a_value_only_where_the_table_says_so():
+    assert resolve({"temperature": None, "scales": None, "omitted_class": None}) == {"temperature": None, "scales": None, "omitted_class": None}
+    with pytest.raises(InputError, match="epochs must be .*, got None"):
+        resolve({"epochs": None})
+
+
+def test_lists_of_methods_and_flags_are_checked():
+    assert resolve({"others": ["kd", "dkd beta=2"], "ablations": True}) == {"others": ["kd", "dkd beta=2"], "ablations": True}
+    with pytest.raises(InputError, match="others: unknown method 'dkdd'"):
+        resolve({"others": ["dkdd beta=2"]})
+    with pytest.raises(InputError, match="others: hyper-parameters of dkd are written name=number"):
+        resolve({"others": ["dkd beta"]})
+    for wrong in ({"others": "kd"}, {"others": [1]}, {"ablations": 1}, {"ablations": "yes"}):
+        with pytest.raises(InputError, match="must be"):
+            resolve(wrong)
+
+
 def test_resolving_twice_changes_nothing():
     once = resolve({"lr": "1e-2", "seeds": [1, 2], "device": "cuda:1", "milestones": []})
     assert resolve(once) == once and json.loads(json.dumps(once)) == once
@@ -105,7 +122,7 @@ def test_choices_agree_with_the_code_that_uses_them():
 def test_every_line_of_the_table_says_what_is_allowed_and_what_for():
     for name, line in PARAMETERS.items():
         assert line.allowed and line.help, name
-        assert line.annotation in ("int", "float", "str", "list[int]"), name
+        assert line.annotation in ("int", "float", "bool", "str", "list[int]", "list[str]"), name
 
 
 def test_names_are_checked_without_torch():
@@ -121,6 +138,10 @@ def test_collect_takes_the_known_names_of_a_namespace():
 
 def test_collect_passes_over_what_later_cells_made_under_the_same_name():
     assert collect({"epochs": 3, "teacher": object()}) == {"epochs": 3}
+
+
+def test_collect_keeps_none_where_it_is_a_value():
+    assert collect({"epochs": 3, "lr": None, "clip_norm": None}) == {"epochs": 3, "clip_norm": None}
 
 
 def test_collect_refuses_a_namespace_without_parameters():

@@ -53,6 +53,11 @@ def test_values_come_from_the_cell_then_the_file_then_the_command_line(project):
     assert made.changed == {"epochs": 5, "lr": 0.5}
 
 
+def test_none_is_refused_where_the_notebook_does_not_say_optional(project):
+    with pytest.raises(InputError, match="epochs must be a whole number .*, got None"):
+        plan("fine", overrides={"epochs": None})
+
+
 def test_defaults_given_again_change_nothing(project):
     assert plan("fine", overrides={"epochs": 2, "lr": "1e-1"}).changed == {}
     assert plan("fine", overrides={"epochs": 2}).folder == plan("fine").folder

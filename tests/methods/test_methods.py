@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kdnb.errors import InputError
-from kdnb.methods import METHODS, build
+from kdnb.methods import METHODS, build, parse_method
 from kdnb.models import build as build_model
 from kdnb.models.base import Features
 
@@ -182,6 +182,22 @@ def test_an_unknown_method_or_hyper_parameter_names_the_nearest():
         build("sddkd")
     with pytest.raises(InputError, match="did you mean 'temperature'"):
         build("kd", temprature=2.0)
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("kd", ("kd", {})), ("dkd beta=2 warmup=0", ("dkd", {"beta": 2, "warmup": 0})), ("sdd_kd scales=1", ("sdd_kd", {"scales": [1]})),
+    (" mlld  extra_temperatures=3,5.5 ", ("mlld", {"extra_temperatures": [3, 5.5]})),
+])
+def test_a_line_of_a_parameter_file_is_a_method_with_hyper_parameters(text, expected):
+    assert parse_method(text) == expected
+    build(parse_method(text)[0], **parse_method(text)[1])
+
+
+@pytest.mark.parametrize("text", ["", "kdd", "kd 2", "kd temperature", "kd temperature=", "kd temperature=True", "kd temperature=print(1)",
+                                  "kd temperature=1,2", "kd temperature=1 temperature=2", "kd =2", "kd temperature='4'", "kd temperature=" + "(" * 500])
+def test_a_line_of_another_form_is_refused(text):
+    with pytest.raises(InputError):
+        build(parse_method(text)[0], **parse_method(text)[1])
 
 
 def test_a_network_with_other_classes_is_refused_with_both_numbers():

@@ -28,6 +28,7 @@ import torch
 from filelock import FileLock, Timeout
 
 import kdnb
+from kdnb.errors import InputError
 from kdnb.files import atomic_write, write_json
 from kdnb.paths import PROJECT
 from kdnb.randomness import seed_everything
@@ -162,6 +163,15 @@ def _file_name(name: str) -> str:
     return name
 
 
+def _check_device(device: str) -> None:
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"device {device} was asked for and torch sees no CUDA device here; use device=cpu, or a profile made for it")
+    if device.startswith("cuda:") and int(device[5:]) >= torch.cuda.device_count():
+        raise InputError(f"device {device} was asked for and there are {torch.cuda.device_count()} CUDA devices, numbered from 0")
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise InputError("device mps was asked for and torch sees no Metal device here; use device=cpu")
+
+
 def start_run(notebook: str, parameters: Mapping, profile: str | None = None) -> Run:
     """Make or reopen the run folder, seed everything, set the thread count, write run.json and print one line of provenance.
 
@@ -170,6 +180,7 @@ def start_run(notebook: str, parameters: Mapping, profile: str | None = None) ->
         parameters: the resolved parameters; `seed`, `device` and `threads` are used here.
         profile: None: `KDNB_PROFILE`, else "quick".
     """
+    _check_device(str(parameters.get("device", "cpu")))
     profile = profile or os.environ.get("KDNB_PROFILE", "quick")
     if parameters.get("threads"):
         torch.set_num_threads(int(parameters["threads"]))

@@ -209,6 +209,7 @@ def test_keyed_generators_depend_on_the_key_alone():
 
 
 def test_importing_the_package_loads_neither_torch_nor_diffusers():
-    code = "import sys, kdnb, kdnb.data, kdnb.models, kdnb.methods, kdnb.errors; print([m for m in ('torch', 'diffusers', 'sklearn') if m in sys.modules])"
+    code = ("import sys, kdnb, kdnb.data, kdnb.models, kdnb.methods, kdnb.errors\n"
+            "print([name for name in ('torch', 'diffusers', 'sklearn') if name in sys.modules])")
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+from kdnb.errors import InputError
 from kdnb.runs import run_name, start_run
 
 
@@ -88,3 +89,13 @@ def test_a_second_process_waits_for_the_first(outputs):
             "try:\n    FileLock(sys.argv[1]).acquire(timeout=0)\n    print('free')\nexcept Timeout:\n    print('held')")
     found = subprocess.run([sys.executable, "-c", code, str(run.folder / "lock")], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "held"
+
+
+def test_a_device_that_is_not_there_is_refused_before_anything_is_made(outputs):
+    if torch.cuda.is_available():
+        with pytest.raises(InputError, match="numbered from 0"):
+            start_run("demo", {"seed": 0, "device": "cuda:99"})
+    else:
+        with pytest.raises(InputError, match="no CUDA device"):
+            start_run("demo", {"seed": 0, "device": "cuda"})
+    assert list(outputs.iterdir()) == []

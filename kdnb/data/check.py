@@ -21,6 +21,17 @@ FILES: dict[str, tuple[list[str], list[str]]] = {
 }
 
 
+def locate(name: str) -> Path:
+    """The folder that holds every file of a data set; an `InputError` with what to do where there is none."""
+    folders, files = FILES[name]
+    folder = find_folder(folders, files)
+    if folder is None:
+        debian = ", install Debian's dataset-fashion-mnist" if name == "fashion_mnist" else ""
+        raise InputError(f"no complete copy of {name} found ({', '.join(files)}); put the files under KDNB_DATA/{folders[0]}{debian}, "
+                         f"or run `inv download {name}`")
+    return folder
+
+
 def check_files(name: str) -> None:
     """Refuse a data set whose files are missing, cut short or of another kind.
 
@@ -32,13 +43,8 @@ def check_files(name: str) -> None:
         find_pictures(name)
     if spec.embedded or spec.streamed:
         return
-    folders, files = FILES[name]
-    folder = find_folder(folders, files)
-    if folder is None:
-        debian = ", install Debian's dataset-fashion-mnist" if name == "fashion_mnist" else ""
-        raise InputError(f"no complete copy of {name} found ({', '.join(files)}); put the files under KDNB_DATA/{folders[0]}{debian}, "
-                         f"or run `inv download {name}`")
-    for file in files:
+    folder = locate(name)
+    for file in FILES[name][1]:
         path = folder / file
         path = path if path.is_file() else path.with_name(file + ".gz")
         try:

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdnb.data import DatasetSpec
-from kdnb.data.formats import find_folder, read_cifar_batch, read_idx
+from kdnb.data.check import locate
+from kdnb.data.formats import read_cifar_batch, read_idx
 from kdnb.errors import InputError
 from kdnb.randomness import generator_for
 
@@ -132,26 +133,18 @@ def _download(name: str) -> None:
     getattr(torchvision.datasets, kinds[name])(str(root), download=True)
 
 
-def _need(name: str, folders: list[str], files: list[str], download: bool) -> Path:
-    folder = find_folder(folders, files)
-    if folder is None and download:
-        try:
-            _download(name)
-        except Exception as error:
-            raise InputError(f"{name} could not be downloaded: {error}") from error
-        folder = find_folder(folders, files)
-    if folder is None:
-        raise InputError(f"no complete copy of {name} found ({', '.join(files)}); put the files under KDNB_DATA/{folders[0]}"
-                         + (", install Debian's dataset-fashion-mnist" if name == "fashion_mnist" else "") + f", or run `inv download {name}`")
-    return folder
-
-
-FILES = {
-    "fashion_mnist": (["FashionMNIST/raw", "fashion-mnist"],
-                      ["train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"]),
-    "cifar10": (["cifar-10-batches-py"], [f"data_batch_{index}" for index in range(1, 6)] + ["test_batch"]),
-    "cifar100": (["cifar-100-python"], ["train", "test"]),
-}
+def _folder(name: str, download: bool) -> Path:
+    """Where the files are, fetched first if they are missing and the user said so."""
+    try:
+        return locate(name)
+    except InputError:
+        if not download:
+            raise
+    try:
+        _download(name)
+    except Exception as error:
+        raise InputError(f"{name} could not be downloaded: {error}") from error
+    return locate(name)
 
 
 def _fashion(folder: Path) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -214,9 +207,9 @@ def load_dataset(name: str, spec: DatasetSpec, image_size: int, device: str, dow
     if name == "digits":
         arrays = [_digits()]
     elif name == "fashion_mnist":
-        arrays = _fashion(_need(name, *FILES[name], download))
+        arrays = _fashion(_folder(name, download))
     else:
-        arrays = _cifar(_need(name, *FILES[name], download), name)
+        arrays = _cifar(_folder(name, download), name)
     parts = []
     for values, targets in arrays:
         images, labels = torch.from_numpy(np.ascontiguousarray(values)), torch.from_numpy(targets)

@@ -4,8 +4,7 @@ import struct
 import numpy as np
 import pytest
 
-from kdnb.data import DATASETS, tensors
-from kdnb.data import check as data_check
+from kdnb.data import DATASETS
 from kdnb.data.check import FILES, check_files
 from kdnb.errors import InputError
 
@@ -80,7 +79,3 @@ def test_every_data_set_on_disk_is_missed_in_one_sentence(root, name):
     with pytest.raises(InputError, match=f"no complete copy of {name} found") as caught:
         check_files(name)
     assert "\n" not in str(caught.value)
-
-
-def test_the_loader_reads_the_files_that_are_checked():
-    assert tensors.FILES == data_check.FILES

@@ -135,6 +135,7 @@ PARAMETERS: dict[str, Parameter] = {
     # training
     "epochs": _integer(1, 100_000, "passes over the data, or rounds"),
     "teacher_epochs": _integer(1, 100_000, "passes over the private split when the teacher is trained"),
+    "student_epochs": _integer(1, 100_000, "passes over the data when a student is trained"),
     "batch_size": _integer(2, 1_000_000, "images per step"),
     "lr": _real(0, 100, "learning rate (peak)", above=True),
     "weight_decay": _real(0, 10, "L2 coefficient"),
@@ -149,6 +150,36 @@ PARAMETERS: dict[str, Parameter] = {
     "scales": _optional(_integers(1, 64, "regions per side of each scale")),
     "omitted_class": _optional(_integer(0, 999, "class the student never sees")),
     "ablations": _flag("whether hyper-parameters of the method are varied as well"),
+    # bounds
+    "num_latents": _integer(1, 10_000, "latent variables of the autoencoder"),
+    "hidden": _integer(0, 100_000, "width of the autoencoder's hidden layers, 0 for a linear one"),
+    "vae_epochs": _integer(1, 100_000, "passes over the training images when the autoencoder is trained"),
+    "correlation": _real(0, 0.9999, "correlation of each pair of Gaussians"),
+    "num_pairs": _integer(1, 10_000, "independent pairs of Gaussians"),
+    # teacher-free distillation
+    "smoothing": _real(0, 0.99, "share of a label that is given to all classes"),
+    "poor_epochs": _integer(1, 100_000, "passes over the data that a poorly trained teacher gets"),
+    "num_top": _integer(2, 1000, "classes in the top score difference, the first included"),
+    "generations": _integer(1, 100, "students after the patriarch"),
+    # stored soft labels
+    "label_mode": _text(r"[a-z_0-9]+", "a mode of kdnb.losses.soft_labels", "how stored labels are compressed"),
+    "num_crops": _integer(1, 10_000, "crops stored of each image"),
+    "num_draw": _integer(1, 10_000, "stored crops of an image in a batch"),
+    "confidence_low": _real(0, 1, "teacher confidence below which a crop is left out"),
+    "confidence_middle": _real(0, 1, "teacher confidence from which a crop keeps its soft label"),
+    "confidence_top": _real(0, 1, "teacher confidence above which a crop is left out as too easy"),
+    # novel classes
+    "num_known": _integer(2, 10_000, "classes with labels; the others are to be discovered"),
+    "num_heads": _integer(1, 100, "output heads for the novel classes"),
+    "pretrain_epochs": _integer(1, 100_000, "passes over the known classes before discovery"),
+    "relation_weight": _real(0, 1e6, "weight of the class relation term"),
+    # architecture search
+    "depths": _integers(8, 10_000, "depths in the search space, 6n + 2"),
+    "widths_first": _integers(1, 10_000, "channels of the first stage in the search space"),
+    "widths_second": _integers(1, 10_000, "channels of the second stage in the search space"),
+    "population": _integer(1, 100_000, "living individuals of the evolution"),
+    "tournament": _integer(1, 100_000, "individuals compared for parenthood"),
+    "budget": _integer(1, 10_000_000, "individuals of the evolution in all"),
     # diffusion prior and its guidance
     "prior_steps": _integer(1, 10_000_000, "training steps of the diffusion prior"),
     "prior_batch_size": _integer(2, 1_000_000, "images per step of the prior's training"),
@@ -180,7 +211,24 @@ def _guidance(values: Mapping) -> str | None:
         return "ce_weight and bn_weight are both 0, which leaves guidance nothing to follow; set lambda_max to 0 for plain sampling"
 
 
-CONFLICTS = (_buffers, _guidance)
+def _thresholds(values: Mapping) -> str | None:
+    found = [values[name] for name in ("confidence_low", "confidence_middle", "confidence_top") if name in values]
+    if found != sorted(set(found)):
+        return f"confidence_low, confidence_middle and confidence_top must rise, got {', '.join(map(str, found))}"
+
+
+def _draws(values: Mapping) -> str | None:
+    if values.get("num_draw", 0) > values.get("num_crops", float("inf")):
+        return f"num_draw must be at most num_crops, got {values['num_draw']} and {values['num_crops']}"
+
+
+def _evolution(values: Mapping) -> str | None:
+    found = [values[name] for name in ("tournament", "population", "budget") if name in values]
+    if found != sorted(found):
+        return f"tournament, population and budget must not fall, got {', '.join(map(str, found))}"
+
+
+CONFLICTS = (_buffers, _guidance, _thresholds, _draws, _evolution)
 
 
 # --- checking values -----------------------------------------------------------------------------------------------------------

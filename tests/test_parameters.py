@@ -189,3 +189,14 @@ def test_read_cell_refuses_a_file_that_is_far_too_large(tmp_path, monkeypatch):
     monkeypatch.setattr(parameters, "_MAX_NOTEBOOK", 10)
     with pytest.raises(InputError, match="larger than 10 bytes"):
         read_cell(notebook(tmp_path, "lr: float = 1.0  # rate"))
+
+
+@pytest.mark.parametrize("values, words", [
+    ({"confidence_low": 0.5, "confidence_middle": 0.3, "confidence_top": 0.9}, "must rise"),
+    ({"confidence_low": 0.3, "confidence_middle": 0.3, "confidence_top": 0.9}, "must rise"),
+    ({"num_draw": 5, "num_crops": 4}, "num_draw must be at most num_crops"),
+    ({"tournament": 9, "population": 8, "budget": 20}, "must not fall"),
+])
+def test_values_of_the_reading_list_that_exclude_each_other_are_refused(values, words):
+    with pytest.raises(InputError, match=words):
+        resolve(values)

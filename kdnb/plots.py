@@ -149,6 +149,33 @@ def grouped_bars(table: Mapping[str, Mapping[str, float]], ylabel: str, title: s
     return _done(figure)
 
 
+def scatter(groups: Mapping[str, Sequence[tuple[float, float]]], xlabel: str, ylabel: str, title: str = "", size: tuple[float, float] = (4.6, 3.4)):
+    """Points (x, y) by group, one colour and marker a group (colours repeat after eight, markers do not)."""
+    figure, axis = plt.subplots(figsize=size)
+    markers = "os^Dv*PX<>hp"
+    for index, (name, points) in enumerate(groups.items()):
+        x, y = zip(*points, strict=True)
+        axis.scatter(x, y, s=14, alpha=0.75, label=name, color=COLOURS[index % len(COLOURS)], marker=markers[index % len(markers)])
+    axis.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    if len(groups) > 1:
+        axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return _done(figure)
+
+
+def heatmaps(matrices: Mapping[str, Tensor], xlabel: str, ylabel: str, rows: Sequence[str], columns: Sequence[str], label: str):
+    """Matrices of one shape side by side on one colour scale."""
+    figure, axes = plt.subplots(1, len(matrices), figsize=(2.7 * len(matrices) + 0.8, 2.7), squeeze=False)
+    high = max(float(matrix.max()) for matrix in matrices.values())
+    for axis, (title, matrix) in zip(axes[0], matrices.items(), strict=True):
+        picture = axis.imshow(matrix.cpu().numpy(), cmap="viridis", vmin=0, vmax=high)
+        axis.set(title=title, xlabel=xlabel, ylabel=ylabel, xticks=range(len(columns)), yticks=range(len(rows)))
+        axis.set_xticklabels(columns)
+        axis.set_yticklabels(rows)
+        axis.grid(False)
+    figure.colorbar(picture, ax=list(axes[0]), label=label, shrink=0.8)
+    return _done(figure)
+
+
 def _done(figure):
     """Close for pyplot, so that a cell that ends in the figure shows it once."""
     plt.close(figure)

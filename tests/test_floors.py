@@ -12,7 +12,8 @@ FLOORS = (
     {"errors", "paths", "files", "recipes", "progress", "randomness", "checkpoints", "checkpoint_header", "importers", "runs", "crops",
      "data", "models", "generators", "losses"},
     {"methods", "samplers", "attacks", "metrics"},
-    {"training", "comparison", "datafree", "synthesis", "softlabels", "discovery", "archsearch", "bounds"},
+    {"training", "comparison", "datafree", "synthesis", "softlabels", "discovery", "archsearch", "bounds",
+     "generator_distillation", "attack_study", "behaviour"},
     {"parameters", "planning", "kernel", "execute", "stored", "sweep", "report", "plots"},
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}

@@ -188,7 +188,8 @@ class Synthesizer:
     def load_state_dict(self, state: dict) -> None:
         self.generator.load_state_dict(state["generator"])
         self.meta_optimizer.load_state_dict(state["meta_optimizer"])
-        self.momentum.load_state_dict(state["momentum"])
+        device = next(self.generator.parameters()).device
+        self.momentum.load_state_dict({name: [value.to(device) for value in values] for name, values in state["momentum"].items()})
         self.calls = state["calls"]
 
 

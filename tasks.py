@@ -38,8 +38,10 @@ def _call(*command: str, **environment: str) -> None:
 
 def _run(plan, limit=None):
     from kdnb.execute import run_notebook
+    from kdnb.report import write_run_page
 
     outcome = run_notebook(plan, limit)
+    write_run_page(outcome.folder)
     fine = outcome.status == "ok"
     print(f"{plan.notebook}: {outcome.describe()}" if fine else outcome.describe(), file=sys.stdout if fine else sys.stderr, flush=True)
     if outcome.status == "interrupted":  # whoever stopped this run does not want the next one either
@@ -54,7 +56,8 @@ def demo(context, seed="0"):
     """Train a teacher, sample its data back, distil a student; then a report with the numbers."""
     from kdnb.paths import outputs_root
     from kdnb.planning import plan
-    from kdnb.report import build_report, read_run
+    from kdnb.records import read_run
+    from kdnb.report import build_report
 
     with _one_sentence():
         plans = [plan(name, overrides={"seed": seed}) for name in DEMO]
@@ -71,13 +74,18 @@ def demo(context, seed="0"):
 
 @task(positional=["notebook"], iterable=["parameter"], help={
     "notebook": "name, as 01_teacher, or NAME.VARIANT for a variant's parameter file", "parameter": "name=value; may be repeated",
-    "profile": "folder under params/", "limit": "seconds after which the run is stopped"})
-def run(context, notebook, parameter=None, profile="quick", limit=None):
+    "profile": "folder under params/", "limit": "seconds after which the run is stopped",
+    "resume": "go on with a run: give its folder, or the folder's name, in place of the notebook"})
+def run(context, notebook, parameter=None, profile="quick", limit=None, resume=False):
     """Run one notebook headless: outputs/PROFILE/NOTEBOOK/RUN."""
-    from kdnb.planning import parse_limit, parse_overrides, plan
+    from kdnb.planning import parse_limit, parse_overrides, plan, plan_again
+    from kdnb.records import find_run
 
     with _one_sentence():
-        outcome = _run(plan(notebook, profile, parse_overrides(parameter or [])), parse_limit(limit))
+        if resume and (parameter or profile != "quick"):
+            raise InputError("a resumed run keeps its parameters; leave --parameter and --profile out")
+        planned = plan_again(find_run(notebook)) if resume else plan(notebook, profile, parse_overrides(parameter or []))
+        outcome = _run(planned, parse_limit(limit))
     print(f"outputs: {os.path.relpath(outcome.folder)}")
     if outcome.exit_code:
         raise Exit(code=outcome.exit_code)
@@ -99,13 +107,43 @@ def run_all(context, profile="quick"):
         raise Exit(code=code)
 
 
-@task(help={"profile": "folder under outputs/"})
-def report(context, profile="quick"):
+@task(help={"profile": "folder under outputs/", "baseline": "experiment to compare with, as the report names it, such as method=kd"})
+def report(context, profile="quick", baseline=""):
     """Write the report of all runs of a profile: outputs/PROFILE/report/index.html."""
     from kdnb.report import report as write
 
     with _one_sentence():
-        print(f"report: {os.path.relpath(write(profile))}")
+        print(f"report: {os.path.relpath(write(profile, baseline))}")
+
+
+@task(positional=["first", "second"], help={"first": "folder of a run, or its name", "second": "another one"})
+def compare(context, first, second):
+    """Say what two runs differ in, and whether their results are equal, within spread or different (then exit code 1)."""
+    from kdnb.comparing import compare_runs
+    from kdnb.records import find_run
+
+    with _one_sentence():
+        found = compare_runs(find_run(first), find_run(second))
+    print(found.describe())
+    if found.verdict.startswith("different"):
+        raise Exit(code=1)
+
+
+@task(positional=["run"], help={"run": "folder of a run, or its name", "reuse": "take teachers and priors from the cache",
+                                "limit": "seconds after which the new execution is stopped"})
+def verify(context, run, reuse=False, limit=None):
+    """Execute a run once more from its own record, in a fresh folder, and compare; exit code 1 if it does not come out again."""
+    from kdnb.comparing import verify as again
+    from kdnb.planning import parse_limit
+    from kdnb.records import find_run
+
+    with _one_sentence():
+        outcome, found = again(find_run(run), reuse, parse_limit(limit))
+    print(outcome.describe())
+    if found:
+        print(found.describe())
+    if outcome.exit_code or not found.reproduced:
+        raise Exit(code=outcome.exit_code or 1)
 
 
 @task(iterable=["notebook"], help={"notebook": "name; may be repeated; none: all"})

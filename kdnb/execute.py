@@ -7,6 +7,7 @@ A run folder gets `notebook.ipynb` (as far as it came), `execution.json` (how it
 the notebook, `kernel.log`. papermill's own status is not used: it calls a notebook completed whose kernel was killed.
 """
 
+import hashlib
 import json
 import os
 import signal
@@ -23,7 +24,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from kdnb.errors import InputError
-from kdnb.files import write_json
+from kdnb.files import read_record, write_record
 from kdnb.planning import Plan
 from kdnb.planning import plan as plan
 
@@ -91,9 +92,9 @@ def run_notebook(plan: Plan, limit: float | None = None) -> Outcome:
     except OSError as error:
         raise InputError(f"the run folder can't be made: {error.strerror}") from error
     with _only_runner(plan), _terminate_as_interrupt():
-        record = {"notebook": plan.notebook, "profile": plan.profile, "parameters": plan.parameters, "pid": os.getpid(),
-                  "started": datetime.now(UTC).isoformat(timespec="seconds")}
-        write_json(plan.folder / "execution.json", record | {"status": "running"})
+        record = {"notebook": plan.notebook, "profile": plan.profile, "parameters": plan.parameters, "notebook_hash": notebook_hash(plan.path),
+                  "pid": os.getpid(), "started": datetime.now(UTC).isoformat(timespec="seconds")}
+        write_record(plan.folder / "execution.json", record | {"status": "running"})
         started = time.monotonic()
         watch = Watch(plan.notebook, limit)
         try:
@@ -107,7 +108,7 @@ def run_notebook(plan: Plan, limit: float | None = None) -> Outcome:
         ending = {"status": outcome.status, "exit_code": outcome.exit_code, "seconds": outcome.seconds,
                   "peak_memory_mib": outcome.peak_memory_mib, "cell": outcome.cell, "source": outcome.source,
                   "message": outcome.message, "next": outcome.next_step}
-        write_json(plan.folder / "execution.json", record | ending)
+        write_record(plan.folder / "execution.json", record | ending)
     return outcome
 
 
@@ -135,11 +136,18 @@ def _classify(error: BaseException, watch: Any, folder: Path) -> Outcome:
     return outcome
 
 
+def notebook_hash(path: Path) -> str:
+    """First 16 hex digits of the sha256 over the code of a notebook; text and stored outputs don't count."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    return hashlib.sha256("\0".join(code).encode()).hexdigest()[:16]
+
+
 def read_outcome(folder: Path) -> dict[str, Any]:
-    """What execution.json says, {} without one; a run that is recorded as running by a process that is gone was killed."""
+    """What execution.json says, {} without a whole one; a run that is recorded as running by a process that is gone was killed."""
     try:
-        record = json.loads((folder / "execution.json").read_text())
-    except (OSError, ValueError):
+        record = read_record(folder / "execution.json")
+    except InputError:
         return {}
     if record.get("status") == "running" and not _alive(record.get("pid", 0)):
         record |= {"status": "killed", "exit_code": EXIT_CODES["killed"], "message": "the runner was killed"}

@@ -1,10 +1,19 @@
-"""Whole files or none: write to a temporary name, sync, rename."""
+"""Whole files or none: write to a temporary name, sync, rename. Records carry the hash of their own bytes."""
 
+import hashlib
 import json
 import os
+import re
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from kdnb.errors import InputError
+
+_BLANK = "0" * 64
+_DIGEST = re.compile(rb'"record_sha256": "([0-9a-f]{64})"')
+_MAX_RECORD = 64 * 2**20  # bytes
 
 
 def atomic_write(path: Path, data: bytes) -> None:
@@ -31,3 +40,36 @@ def atomic_write(path: Path, data: bytes) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     atomic_write(path, (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode())
+
+
+def write_record(path: Path, record: Mapping[str, Any]) -> None:
+    """A JSON object with one more entry, `record_sha256`: the hash of the file with that field blanked."""
+    text = json.dumps({**record, "record_sha256": _BLANK}, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    atomic_write(path, text.replace(f'"record_sha256": "{_BLANK}"', f'"record_sha256": "{digest}"', 1).encode())
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """What `write_record` wrote, without the hash.
+
+    Raises:
+        InputError: missing, too large, or a single byte differs from what was written.
+    """
+    path = Path(path)
+    try:
+        if path.stat().st_size > _MAX_RECORD:
+            raise InputError(f"{path.name} is larger than {_MAX_RECORD} bytes; it is no record of this project")
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path.name} can't be read: {error.strerror}") from error
+    found = _DIGEST.search(data)
+    if not found:
+        raise InputError(f"{path.name} is damaged or no record of this project: it carries no hash of its content")
+    if hashlib.sha256(data[: found.start(1)] + _BLANK.encode() + data[found.end(1):]).hexdigest().encode() != found.group(1):
+        raise InputError(f"{path.name} is damaged or was edited: its content does not match its hash")
+    try:
+        record = json.loads(data)
+        del record["record_sha256"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"{path.name} is no record of this project: {error}") from error
+    return record

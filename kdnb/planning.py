@@ -12,9 +12,10 @@ from kdnb.checkpoint_header import check_classes
 from kdnb.data import dataset_spec
 from kdnb.data.check import check_files
 from kdnb.errors import InputError, check_name
+from kdnb.files import read_record
 from kdnb.parameters import PARAMETERS, Parameters, read_cell, resolve
 from kdnb.paths import PROJECT
-from kdnb.recipes import run_folder
+from kdnb.recipes import run_folder, run_name
 
 _MAX_YAML = 65_536  # bytes of a parameter file
 
@@ -88,6 +89,40 @@ def plan(notebook: str, profile: str = "quick", overrides: Mapping[str, Any] | N
     _check_outside(values)
     changed = {name: value for name, value in values.items() if value != defaults[name]}
     return Plan(base, path, profile, values, changed, run_folder(profile, base, values))
+
+
+def plan_again(folder: Path) -> Plan:
+    """The plan of a run that exists, from its own record: the same notebook and parameters, so the same folder.
+
+    Args:
+        folder: a run folder, as `kdnb.records.find_run` gives it.
+    Raises:
+        InputError: no whole record, a record of another run, a notebook whose parameters are others by now, or what `plan` refuses.
+    """
+    values = resolve(_recorded_parameters(folder))
+    profile, base = folder.parent.parent.name, folder.parent.name
+    path = notebooks_folder() / f"{check_name('notebook', base, notebook_names())}.ipynb"
+    cell = read_cell(path)
+    if other := sorted(set(cell) ^ set(values)):
+        raise InputError(f"{base} has other parameters now than when this run was made ({', '.join(other)}); start a new run")
+    _check_outside(values)
+    if run_name(values) != folder.name:
+        raise InputError(f"the record in {folder.name} is of a run with other parameters; start a new run")
+    defaults = resolve({name: line.default for name, line in cell.items()})
+    return Plan(base, path, profile, values, {name: value for name, value in values.items() if value != defaults[name]}, folder)
+
+
+def _recorded_parameters(folder: Path) -> dict[str, Any]:
+    """From run.json; from execution.json where the run ended before it wrote one, or where that file is damaged."""
+    problems = []
+    for name in ("run.json", "execution.json"):
+        try:
+            return dict(read_record(folder / name)["parameters"])
+        except InputError as error:
+            problems.append(str(error))
+        except (KeyError, TypeError, ValueError):
+            problems.append(f"{name} holds no parameters")
+    raise InputError(f"{folder.name} can't be run again: {'; '.join(problems)}")
 
 
 def read_params(notebook: str, profile: str, variant: str = "") -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kdnb.errors import InputError
 from kdnb.paths import outputs_root
 
 
@@ -25,4 +27,16 @@ def run_name(parameters: Mapping) -> str:
 
 
 def run_folder(profile: str, notebook: str, parameters: Mapping) -> Path:
-    return outputs_root() / profile / notebook / run_name(parameters)
+    """outputs/PROFILE/NOTEBOOK/RUN.
+
+    Raises:
+        InputError: a part that is no plain name and could lead elsewhere.
+    """
+    return outputs_root() / plain_name("profile", profile) / plain_name("notebook", notebook) / plain_name("run", run_name(parameters))
+
+
+def plain_name(kind: str, name: str) -> str:
+    """`name` if it can only be a folder's own name: letters, digits, `-`, `_` and `.`, no dot first."""
+    if not re.fullmatch(r"[\w-][\w.-]*", name):
+        raise InputError(f"the name of a {kind} is made of letters, digits, '-', '_' and '.', got {name!r}")
+    return name

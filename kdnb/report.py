@@ -7,34 +7,19 @@ the single values (notebook,metric,value,seed). Everything that comes from a run
 import base64
 import csv
 import io
-import json
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kdnb.errors import InputError
-from kdnb.execute import read_outcome
+from kdnb.errors import InputError, check_name
 from kdnb.files import atomic_write
 from kdnb.paths import outputs_root
-from kdnb.recipes import canonical
+from kdnb.recipes import canonical, plain_name
+from kdnb.records import COLUMNS, RunFiles, find_runs, read_run, runs_beside
+from kdnb.reproducibility import checklist, provenance
 
-COLUMNS = ("notebook", "metric", "value", "seed")
 _MAX_FIGURE = 2_000_000  # bytes of a figure that goes into the page
-
-
-class RunFiles(NamedTuple):
-    """What a run folder holds."""
-
-    folder: Path
-    notebook: str
-    record: dict[str, Any]           # run.json
-    outcome: dict[str, Any]          # execution.json
-    results: list[dict[str, str]]    # rows of results.csv
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        return self.record.get("parameters") or self.outcome.get("parameters") or {}
 
 
 class Summary(NamedTuple):
@@ -59,39 +44,6 @@ class Summary(NamedTuple):
         return f"{self.mean:.4g}" + ("" if self.std is None else f" ± {self.std:.2g}")
 
 
-# --- reading -------------------------------------------------------------------------------------------------------------------
-
-def read_run(folder: Path) -> RunFiles:
-    """Read a run folder; what is missing or unreadable is empty."""
-    folder = Path(folder)
-    try:
-        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        record = {}
-    return RunFiles(folder, folder.parent.name, record, read_outcome(folder), _rows(folder / "results.csv"))
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    try:
-        rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
-    except OSError:
-        return []
-    return [row for row in rows if set(COLUMNS) <= set(row) and _is_number(row["value"])]
-
-
-def _is_number(text: Any) -> bool:
-    try:
-        float(text)
-    except (TypeError, ValueError):
-        return False
-    return True
-
-
-def find_runs(profile: str) -> list[Path]:
-    """All run folders under outputs/PROFILE, by notebook and name."""
-    return sorted({path.parent for path in (outputs_root() / profile).glob("*/*/*.json") if path.name in ("run.json", "execution.json")})
-
-
 # --- summing up ----------------------------------------------------------------------------------------------------------------
 
 def summarize(runs: Iterable[RunFiles]) -> list[Summary]:
@@ -99,17 +51,12 @@ def summarize(runs: Iterable[RunFiles]) -> list[Summary]:
     runs = list(runs)
     found: dict[tuple, Summary] = {}
     for run in runs:
-        recipe = _without_seed(run)
-        siblings = [_without_seed(other) for other in runs if other.notebook == run.notebook]
+        siblings = [other.recipe for other in runs if other.notebook == run.notebook]
         for row in run.results:
-            key = (run.notebook, canonical(recipe), row["metric"])
-            found.setdefault(key, Summary(run.notebook, _difference(recipe, siblings), row["metric"], []))
+            key = (run.notebook, canonical(run.recipe), row["metric"])
+            found.setdefault(key, Summary(run.notebook, _difference(run.recipe, siblings), row["metric"], []))
             found[key].values.append((row["seed"], float(row["value"])))
     return list(found.values())
-
-
-def _without_seed(run: RunFiles) -> dict[str, Any]:
-    return {name: value for name, value in run.parameters.items() if name != "seed"}
 
 
 def _difference(recipe: dict[str, Any], siblings: list[dict[str, Any]]) -> str:
@@ -118,34 +65,84 @@ def _difference(recipe: dict[str, Any], siblings: list[dict[str, Any]]) -> str:
     return ", ".join(f"{name}={recipe[name]}" for name in names)
 
 
+class Paired(NamedTuple):
+    """One metric of an experiment against the baseline, over the seeds that both ran with: see `kdnb.comparison.paired_difference`."""
+
+    notebook: str
+    variant: str
+    metric: str
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+def differences(summaries: Iterable[Summary], baseline: str) -> list[Paired]:
+    """Every experiment minus the baseline of its notebook, metric by metric and seed by seed, with 95 % intervals.
+
+    Args:
+        baseline: the experiment to compare with, as the table names it, such as "method=kd".
+    Raises:
+        InputError: no experiment of that name.
+    """
+    from kdnb.comparison import paired_difference
+
+    summaries = list(summaries)
+    check_name("baseline", baseline, dict.fromkeys(row.variant for row in summaries if row.variant))
+    base = {(row.notebook, row.metric): dict(row.values) for row in summaries if row.variant == baseline}
+    found = []
+    for row in summaries:
+        shared = {seed: value for seed, value in row.values if seed in base.get((row.notebook, row.metric), {})}
+        if row.variant == baseline or not shared:
+            continue
+        pairs = [{"setting": name, "seed": seed, row.metric: values[seed]}
+                 for name, values in ((row.variant, shared), (baseline, base[row.notebook, row.metric])) for seed in shared]
+        found.append(Paired(row.notebook, row.variant, row.metric, *paired_difference(pairs, row.variant, baseline, row.metric)))
+    return found
+
+
 # --- writing -------------------------------------------------------------------------------------------------------------------
 
-def build_report(runs: Iterable[Path], folder: Path, title: str) -> Path:
+def build_report(runs: Iterable[Path], folder: Path, title: str, baseline: str = "") -> Path:
     """Write index.html, results.csv and notebooks/*.html into `folder`.
 
     Args:
         runs: run folders, in the order in which they appear.
         title: heading of the page.
+        baseline: an experiment with which the others are compared seed by seed; empty: none.
     Returns:
         The path of index.html.
+    Raises:
+        InputError: an unknown baseline.
     """
     found = [read_run(path) for path in runs]
-    folder = Path(folder)
+    folder, summaries = Path(folder), summarize(found)
+    pairs = differences(summaries, baseline) if baseline else []
     atomic_write(folder / "results.csv", _csv(found))
     pages = [_notebook_page(run, folder / "notebooks") for run in found]
-    sections = [{"run": run, "page": page, "figures": _figures(run.folder), "tables": _tables(run.folder)}
+    sections = [{"run": run, "page": page, "figures": _figures(run.folder), "provenance": provenance(run), "checklist": checklist(run, found)}
                 for run, page in zip(found, pages, strict=True)]
-    page = _template().render(title=title, summaries=summarize(found), sections=sections)
+    page = _template().render(title=title, summaries=summaries, baseline=baseline, pairs=pairs, sections=sections)
     atomic_write(folder / "index.html", page.encode())
     return folder / "index.html"
 
 
-def report(profile: str) -> Path:
+def report(profile: str, baseline: str = "") -> Path:
     """The page of all runs of a profile, outputs/PROFILE/report/index.html."""
     runs = find_runs(profile)
     if not runs:
         raise InputError(f"no runs of profile {profile} found; start one with `inv run NOTEBOOK --profile {profile}`")
-    return build_report(runs, outputs_root() / profile / "report", f"kdnb, {profile} profile")
+    return build_report(runs, outputs_root() / plain_name("profile", profile) / "report", f"kdnb, {profile} profile", baseline)
+
+
+def write_run_page(folder: Path) -> Path:
+    """The reproducibility report of one run, report.html in its own folder: what it was made with, and what its numbers rest on."""
+    run = read_run(folder)
+    section = {"run": run, "page": "", "figures": _figures(run.folder), "provenance": provenance(run),
+               "checklist": checklist(run, map(read_run, runs_beside(run.folder)))}
+    page = _template().render(title=f"{run.notebook}, {run.folder.name}", summaries=summarize([run]), baseline="", pairs=[], sections=[section])
+    atomic_write(run.folder / "report.html", page.encode())
+    return run.folder / "report.html"
 
 
 def _csv(runs: list[RunFiles]) -> bytes:
@@ -161,10 +158,6 @@ def _figures(folder: Path) -> list[tuple[str, str]]:
     """(name, data address) of the run's figures."""
     files = [path for path in sorted((folder / "figures").glob("*.png")) if path.stat().st_size <= _MAX_FIGURE]
     return [(path.stem, "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()) for path in files]
-
-
-def _tables(folder: Path) -> list[str]:
-    return [path.name for path in sorted((folder / "tables").glob("*.csv"))]
 
 
 def _notebook_page(run: RunFiles, folder: Path) -> str:

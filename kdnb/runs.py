@@ -2,7 +2,7 @@
 
     outputs/PROFILE/NOTEBOOK/RUN/
         lock              held while a process works on the run
-        run.json          resolved parameters, seeds, versions, hardware, git commit, content hashes of data and models
+        run.json          resolved parameters, seeds, versions, hardware, git commit, content hashes of data, models and the files below
         metrics.jsonl     live log, one JSON object a line; where a line was written twice (after a resume) the later one counts
         results.csv       notebook,metric,value,seed
         tables/*.csv      the data behind every figure
@@ -13,6 +13,7 @@ RUN is `seedS-HASH`, HASH of the resolved parameters: the same experiment starte
 """
 
 import csv
+import hashlib
 import importlib.metadata
 import io
 import json
@@ -29,7 +30,7 @@ from filelock import FileLock, Timeout
 
 import kdnb
 from kdnb.errors import InputError
-from kdnb.files import atomic_write, write_json
+from kdnb.files import atomic_write, write_record
 from kdnb.paths import PROJECT
 from kdnb.randomness import seed_everything
 from kdnb.recipes import run_folder
@@ -111,7 +112,12 @@ class Run:
     def note(self, **entries: Any) -> None:
         """Add entries (hashes, counts) to run.json."""
         self.record |= entries
-        write_json(self.folder / "run.json", self.record)
+        write_record(self.folder / "run.json", self.record)
+
+    def _keep(self, name: str, data: bytes) -> None:
+        """Write one file of the run, and its hash into run.json."""
+        atomic_write(self.folder / name, data)
+        self.note(files=self.record.get("files", {}) | {name: hashlib.sha256(data).hexdigest()})
 
     def log(self, stream: str, **row: Any) -> None:
         """Append one line to the metric log; `step` or `epoch` identifies it within its stream."""
@@ -123,14 +129,14 @@ class Run:
         import pandas as pd
 
         frame = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows))
-        atomic_write(self.folder / "tables" / f"{_file_name(name)}.csv", frame.to_csv(index=False).encode())
+        self._keep(f"tables/{_file_name(name)}.csv", frame.to_csv(index=False).encode())
         return frame
 
     def figure(self, name: str, figure: Any) -> Any:
         """Save a matplotlib figure as figures/NAME.png (100 dpi) and return it."""
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=100, bbox_inches="tight", metadata={"Software": None})
-        atomic_write(self.folder / "figures" / f"{_file_name(name)}.png", buffer.getvalue())
+        self._keep(f"figures/{_file_name(name)}.png", buffer.getvalue())
         return figure
 
     def result(self, metric: str, value: float) -> float:
@@ -140,7 +146,7 @@ class Run:
         writer = csv.writer(buffer, lineterminator="\n")
         writer.writerow(["notebook", "metric", "value", "seed"])
         writer.writerows([self.notebook, name, f"{number:.6g}", self.seed] for name, number in self._results.items())
-        atomic_write(self.folder / "results.csv", buffer.getvalue().encode())
+        self._keep("results.csv", buffer.getvalue().encode())
         return value
 
     @property

@@ -99,6 +99,12 @@ def assert_refused(done, tmp_path, message):
     ("all --profile standrad", "unknown profile"),
     ("record -n fin", "unknown notebook 'fin'"),
     ("report", "no runs of profile quick found"),
+    ("run nowhere --resume", "unknown run 'nowhere'"),
+    ("run ../x/y --resume", "there is no run folder"),
+    ("run x --resume -p epochs=3", "a resumed run keeps its parameters"),
+    ("compare a b", "unknown run 'a'"),
+    ("verify ../..", "is no run: runs are PROFILE/NOTEBOOK/RUN in the outputs"),
+    ("report --profile ../x", "name of a profile is made of"),
     ("download digitz", "unknown data set to download 'digitz'"),
 ])
 def test_bad_input_is_one_sentence_and_exit_code_2(call, tmp_path, words, message):
@@ -135,6 +141,23 @@ def test_a_failing_run_exits_with_the_code_of_its_ending(call, tmp_path):
     assert refused.returncode == 2 and refused.stderr.strip().splitlines()[-1] == "epochs must be odd, got 2"
 
 
+# --- runs that exist -----------------------------------------------------------------------------------------------------------
+
+def test_a_run_is_resumed_compared_and_verified_by_its_name(call, tmp_path):
+    assert call("run", "measures", "-p", "epochs=4").returncode == 1  # raises the first time
+    (folder,) = (tmp_path / "outputs" / "quick" / "measures").iterdir()
+    resumed = call("run", "--resume", folder.name)
+    assert resumed.returncode == 0, resumed.stderr
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name] and "report.html" in [path.name for path in folder.iterdir()]
+    assert call("run", "measures", "-p", "seed=1").returncode == 0
+    (other,) = (path for path in folder.parent.iterdir() if path.name != folder.name)
+    compared = call("compare", folder.name, f"quick/measures/{other.name}")
+    assert compared.returncode == 1 and "top1: 0.4 | 1.2" in compared.stdout and "different, spread unknown" in compared.stdout
+    assert call("compare", folder.name, folder.name).returncode == 0
+    verified = call("verify", other.name)
+    assert verified.returncode == 0 and "results: equal" in verified.stdout
+
+
 # --- the demo, with stand-ins for its three notebooks --------------------------------------------------------------------------
 
 DEMO_CELL = '''import os
@@ -159,7 +182,7 @@ def demo_notebooks(folder, metrics):
 
 def demo(tmp_path, metrics):
     demo_notebooks(tmp_path / "own", metrics)
-    folders = {"KDNB_NOTEBOOKS": str(tmp_path / "own"), "KDNB_OUTPUTS": str(tmp_path / "outputs")}
+    folders = {"KDNB_NOTEBOOKS": str(tmp_path / "own"), "KDNB_PARAMS": str(tmp_path / "params"), "KDNB_OUTPUTS": str(tmp_path / "outputs")}
     command = [sys.executable, "-m", "invoke", "demo", "--seed", "3"]
     return subprocess.run(command, cwd=ROOT, env=os.environ | folders, capture_output=True, text=True)
 

@@ -14,7 +14,7 @@ import pytest
 from kdnb import execute, kernel
 from kdnb.errors import InputError
 from kdnb.execute import Outcome, plan, read_outcome, run_notebook
-from kdnb.files import write_json
+from kdnb.files import write_record
 from kdnb.recipes import run_folder
 
 FIXTURES = Path(__file__).parent / "notebooks"
@@ -170,7 +170,7 @@ def test_no_record_and_a_damaged_record_read_as_nothing(tmp_path):
 
 
 def test_a_running_record_of_a_living_process_stays_running(tmp_path):
-    write_json(tmp_path / "execution.json", {"status": "running", "pid": os.getpid()})
+    write_record(tmp_path / "execution.json", {"status": "running", "pid": os.getpid()})
     assert read_outcome(tmp_path)["status"] == "running"
 
 

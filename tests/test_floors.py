@@ -13,8 +13,8 @@ FLOORS = (
      "data", "models", "generators", "losses"},
     {"methods", "samplers", "attacks", "metrics"},
     {"training", "comparison", "datafree", "synthesis", "softlabels", "discovery", "archsearch", "bounds",
-     "generator_distillation", "attack_study", "behaviour"},
-    {"parameters", "planning", "kernel", "execute", "stored", "sweep", "report", "plots"},
+     "softlabel_training", "generator_distillation", "attack_study", "behaviour"},
+    {"parameters", "planning", "kernel", "execute", "records", "reproducibility", "comparing", "stored", "sweep", "report", "plots"},
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 

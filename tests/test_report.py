@@ -7,8 +7,9 @@ import nbformat
 import pytest
 
 from kdnb.errors import InputError
-from kdnb.files import write_json
-from kdnb.report import build_report, find_runs, read_run, report, summarize
+from kdnb.files import write_record
+from kdnb.records import find_runs, read_run
+from kdnb.report import build_report, differences, report, summarize
 
 PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg==")
 
@@ -17,8 +18,8 @@ def make_run(outputs: Path, seed: int, value: float, notebook="01_teacher", prof
     folder = outputs / profile / notebook / f"seed{seed}-{'-'.join(map(str, parameters.values()))}"
     (folder / "figures").mkdir(parents=True)
     values = {"seed": seed} | parameters
-    write_json(folder / "run.json", {"parameters": values, "versions": {"torch": "2.0"}, "hardware": {"cores": 2}, "commit": "abc"})
-    write_json(folder / "execution.json", {"status": "ok", "seconds": 3.5, "peak_memory_mib": 700})
+    write_record(folder / "run.json", {"parameters": values, "versions": {"torch": "2.0"}, "hardware": {"cores": 2}, "commit": "abc"})
+    write_record(folder / "execution.json", {"status": "ok", "seconds": 3.5, "peak_memory_mib": 700})
     (folder / "results.csv").write_text(f"notebook,metric,value,seed\n{notebook},top1,{value},{seed}\n")
     (folder / "figures" / "curves.png").write_bytes(PIXEL)
     notebook_node = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 + 1"), nbformat.v4.new_markdown_cell("the end")])
@@ -75,7 +76,7 @@ def test_the_page_loads_nothing_from_elsewhere(outputs):
 def test_markup_from_a_run_stays_text(outputs):
     hostile = "<script>alert(1)</script>"
     folder = make_run(outputs, 0, 0.9, model=hostile.replace("/", ""))
-    write_json(folder / "execution.json", {"status": "failed", "message": hostile})
+    write_record(folder / "execution.json", {"status": "failed", "message": hostile})
     (folder / "results.csv").write_text(f"notebook,metric,value,seed\n{hostile},{hostile},0.5,{hostile}\n")
     html = build_report([folder], outputs / "demo", hostile).read_text()
     assert "<script" not in html and html.count("&lt;script&gt;") >= 4
@@ -111,7 +112,7 @@ def test_damaged_files_of_a_run_do_not_stop_the_report(outputs, name, content):
 
 def test_a_failed_run_is_shown_as_such(outputs):
     folder = make_run(outputs, 0, 0.9)
-    write_json(folder / "execution.json", {"status": "killed", "message": "the kernel was killed by SIGKILL"})
+    write_record(folder / "execution.json", {"status": "killed", "message": "the kernel was killed by SIGKILL"})
     assert "killed</span>: the kernel was killed by SIGKILL" in build_report([folder], outputs / "demo", "demo").read_text()
 
 
@@ -132,3 +133,36 @@ def test_a_profile_without_runs_is_refused(outputs):
 def test_values_survive_a_json_round_trip(outputs):
     run = read_run(make_run(outputs, 0, 0.9, epochs=5))
     assert json.loads(json.dumps(run.parameters)) == {"seed": 0, "epochs": 5}
+
+
+def test_differences_to_a_baseline_are_paired_by_seed(outputs):
+    values = {"kd": (0.90, 0.91, 0.93), "dkd": (0.92, 0.92, 0.96, 0.1)}  # differences 0.02, 0.01, 0.03; the fourth seed has no partner
+    runs = [make_run(outputs, seed, value, method=method) for method, row in values.items() for seed, value in enumerate(row)]
+    (row,) = differences(summarize(map(read_run, runs)), "method=kd")
+    assert (row.variant, row.metric, row.n) == ("method=dkd", "top1", 3)
+    assert row.mean == pytest.approx(0.02) and row.high - row.mean == pytest.approx(4.302653 * 0.01 / 3**0.5)  # t of two degrees of freedom
+    html = build_report(runs, outputs / "demo", "demo", "method=kd").read_text()
+    assert "+0.02" in html and "-0.004841 to +0.04484" in html
+
+
+def test_one_shared_seed_has_a_difference_but_no_interval(outputs):
+    runs = [make_run(outputs, 0, value, method=method) for method, value in (("kd", 0.9), ("dkd", 0.95))]
+    assert "needs two seeds" in build_report(runs, outputs / "demo", "demo", "method=kd").read_text()
+
+
+def test_an_unknown_baseline_is_refused_with_the_nearest(outputs):
+    runs = [make_run(outputs, 0, 0.9, method=method) for method in ("kd", "dkd")]
+    with pytest.raises(InputError, match="unknown baseline 'method=kdd'; did you mean 'method="):
+        build_report(runs, outputs / "demo", "demo", "method=kdd")
+
+
+def test_the_page_says_which_file_was_changed(outputs):
+    folder = make_run(outputs, 0, 0.9)
+    (folder / "run.json").write_text((folder / "run.json").read_text().replace("abc", "abd"))
+    html = build_report([folder], outputs / "demo", "demo").read_text()
+    assert "run.json is damaged or was edited" in html
+
+
+def test_a_report_is_not_written_outside_of_the_outputs(outputs):
+    with pytest.raises(InputError, match="name of a profile"):
+        report("../elsewhere")

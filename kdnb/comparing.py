@@ -1,0 +1,208 @@
+"""Two runs side by side: what they were made with, and whether their results are equal, within spread, or different.
+
+    equal           every number in results.csv and tables/ is the same; times, memory and what follows from them don't count
+    within spread   every metric of one run lies in the 95 % prediction interval of the other one's experiment
+
+        mean +- t_{0.975, n-1} s sqrt(1 + 1/n)
+
+    over the n >= 3 other runs that share all parameters but the seed with the first run; s with divisor n - 1
+    different       anything else; "spread unknown" is added where there are fewer than 3 such runs
+"""
+
+import csv
+import io
+import math
+import os
+import re
+import statistics
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kdnb.errors import InputError
+from kdnb.execute import Outcome, run_notebook
+from kdnb.planning import plan_again
+from kdnb.recipes import run_folder
+from kdnb.records import RunFiles, read_run, runs_beside
+from kdnb.reproducibility import provenance
+
+MIN_RUNS = 3
+RULE = ("equal: all numbers but times and memory are the same; within spread: every metric of the second run lies in the 95 % prediction "
+        f"interval of the first one's experiment over at least {MIN_RUNS} seeds")
+_COMPARED = ("parameters", "seeds", "hashes", "versions", "hardware", "execution")
+_OF_THE_OCCASION = {"started", "seconds", "peak_memory_mib", "status"}
+_MEASURED = re.compile(r"(?:^|_)(?:seconds|minutes|ms|time|memory|mib|gib|speedup)(?:$|_)|per_second", re.IGNORECASE)
+
+
+class Difference(NamedTuple):
+    """An entry that differs: None stands for "not there"."""
+
+    section: str
+    name: str
+    first: Any
+    second: Any
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare_runs` found.
+
+    Attributes:
+        verdict: "equal", "within spread", "different" or "different, spread unknown".
+        made_with: entries of the two records that differ.
+        results: metrics, and tables with the number of their first differing line, that differ.
+    """
+
+    verdict: str
+    made_with: list[Difference]
+    results: list[Difference]
+
+    @property
+    def same_platform(self) -> bool:
+        """Equal bits are promised for the same versions, hardware and thread count."""
+        return not any(one.section in ("versions", "hardware") or one.name == "threads" for one in self.made_with)
+
+    @property
+    def reproduced(self) -> bool:
+        """Equal; on another platform within spread is enough."""
+        return self.verdict == "equal" or (self.verdict == "within spread" and not self.same_platform)
+
+    def describe(self) -> str:
+        """Lines for a terminal."""
+        lines = [f"{one.section:12} {one.name}: {_shown(one.first)} | {_shown(one.second)}" for one in [*self.made_with, *self.results]]
+        return "\n".join([*(lines or ["nothing differs"]), f"results: {self.verdict}", f"  ({RULE})"])
+
+
+def _shown(value: Any) -> str:
+    return "not there" if value is None else str(value)
+
+
+# --- comparing -----------------------------------------------------------------------------------------------------------------
+
+def compare_runs(first: Path, second: Path) -> Comparison:
+    """Compare two run folders by the module's rule.
+
+    Raises:
+        InputError: a file of one of the runs is not what the run wrote, or one has no results.
+    """
+    a, b = _whole(first), _whole(second)
+    made_with = [Difference(section, *entry) for section in _COMPARED
+                 for entry in _differing(provenance(a).get(section, {}), provenance(b).get(section, {}), _OF_THE_OCCASION)]
+    metrics = [Difference("results", *entry) for entry in _differing(_numbers(a), _numbers(b))]
+    tables = [Difference("tables", *entry) for entry in _differing_tables(a, b)]
+    if not metrics and not tables:
+        verdict = "equal"
+    else:
+        verdict = _judge(metrics, [run for run in map(read_run, runs_beside(a.folder)) if run.recipe == a.recipe and run.folder != b.folder])
+    return Comparison(verdict, made_with, metrics + tables)
+
+
+def _whole(folder: Path) -> RunFiles:
+    run = read_run(folder)
+    if run.problems:
+        raise InputError(f"{run.notebook}/{run.folder.name} can't be compared: {'; '.join(run.problems)}")
+    if not run.results:
+        raise InputError(f"{run.notebook}/{run.folder.name} can't be compared: it has no results")
+    return run
+
+
+def _differing(a: Mapping, b: Mapping, ignored: Sequence[str] = ()) -> Iterator[tuple[str, Any, Any]]:
+    for name in dict.fromkeys([*a, *b]):
+        if name not in ignored and a.get(name) != b.get(name):
+            yield name, a.get(name), b.get(name)
+
+
+def _numbers(run: RunFiles) -> dict[str, float]:
+    return {row["metric"]: float(row["value"]) for row in run.results if not _MEASURED.search(row["metric"])}
+
+
+def _differing_tables(a: RunFiles, b: RunFiles) -> Iterator[tuple[str, str | None, str | None]]:
+    """(name, the first differing line of the one, that of the other); measured columns and rows are left out."""
+    ours, theirs = ({path.name: _lines(path) for path in sorted((run.folder / "tables").glob("*.csv"))} for run in (a, b))
+    for name, _, _ in _differing(ours, theirs):
+        pairs = zip(ours.get(name, []), theirs.get(name, []), strict=False)
+        number = next((number for number, (x, y) in enumerate(pairs, start=1) if x != y), None)
+        if number is None:
+            yield name, *(f"{len(found[name])} lines" if name in found else None for found in (ours, theirs))
+        else:
+            yield (name, *(f"line {number}: {','.join(found[name][number - 1])}" for found in (ours, theirs)))
+
+
+def _lines(path: Path) -> list[list[str]]:
+    rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8"))))
+    kept = [index for index, name in enumerate(rows[0]) if not _MEASURED.search(name)] if rows else []
+    return [[row[index] for index in kept if index < len(row)] for row in rows if row and not _MEASURED.search(row[0])]
+
+
+def _judge(metrics: Sequence[Difference], experiment: Sequence[RunFiles]) -> str:
+    """The verdict on differing metrics, given the runs of the first one's experiment."""
+    for one in metrics:
+        if one.first is None or one.second is None:
+            return "different"
+        values = [found[one.name] for found in map(_numbers, experiment) if one.name in found]
+        if len(values) < MIN_RUNS:
+            return "different, spread unknown"
+        low, high = prediction_interval(values)
+        if not low <= one.second <= high:
+            return "different"
+    return "within spread"
+
+
+def prediction_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Where one more draw of the same normal distribution lies with 95 % probability.
+
+        mean +- t_{0.975, n-1} s sqrt(1 + 1/n),   s with divisor n - 1
+
+    Args:
+        values: n >= 2 numbers.
+
+    >>> [round(bound, 3) for bound in prediction_interval([1.0, 2.0, 3.0])]
+    [-2.968, 6.968]
+    """
+    from scipy.stats import t
+
+    n, mean = len(values), statistics.fmean(values)
+    half = float(t.ppf(0.975, n - 1)) * statistics.stdev(values) * math.sqrt(1 + 1 / n)
+    return mean - half, mean + half
+
+
+# --- verifying -----------------------------------------------------------------------------------------------------------------
+
+def verify(folder: Path, reuse: bool = False, limit: float | None = None) -> tuple[Outcome, Comparison | None]:
+    """Execute a run once more from its own record, in outputs of its own that are removed afterwards, and compare.
+
+    Args:
+        folder: of the run, as `kdnb.records.find_run` gives it.
+        reuse: take teachers and priors from the artifact cache instead of training them again.
+        limit: seconds, as `run_notebook`.
+    Returns:
+        The outcome of the new execution, and the comparison; None if it did not end well.
+    Raises:
+        InputError: the run's record or files are damaged, it has no results, or the notebook's parameters have changed.
+    """
+    _whole(folder)
+    planned = plan_again(folder)
+    with tempfile.TemporaryDirectory(prefix="kdnb-verify-") as fresh, _outputs_in(Path(fresh), reuse):
+        planned = replace(planned, folder=run_folder(planned.profile, planned.notebook, planned.parameters))
+        outcome = run_notebook(planned, limit)
+        return outcome, compare_runs(folder, planned.folder) if outcome.status == "ok" else None
+
+
+@contextmanager
+def _outputs_in(folder: Path, reuse: bool) -> Iterator[None]:
+    from kdnb.paths import cache_root
+
+    changed = {"KDNB_OUTPUTS": str(folder), "KDNB_CACHE": str(cache_root() if reuse else folder / "cache")}
+    before = {name: os.environ.get(name) for name in changed}
+    os.environ.update(changed)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -1,0 +1,139 @@
+"""How many flipped bits destroy a network, depending on the images that the attacker has: searches, repeats, the random control.
+
+The trail of every search is a file: a killed study goes on with the next flip, a finished one is only read.
+"""
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from kdnb.attacks.bit_flip import NothingToFlip, ProgressiveBitSearch
+from kdnb.attacks.flips import flips_to_chance, random_flips, undo_flips
+from kdnb.attacks.quantization import Quantization
+from kdnb.checkpoints import load_state, save_state, state_hash
+from kdnb.data.tensors import Split
+from kdnb.errors import InputError
+from kdnb.progress import progress
+from kdnb.randomness import generator_for
+from kdnb.training import evaluate
+
+
+class Attack(NamedTuple):
+    """`rows`: `flips`, `accuracy`, `loss`, `layer` after every step, from 0 flips on; `trail`: layer, index, bit, before, after of every
+    flip; `to_chance`: flips until accuracy <= 1.1 / K, None if it was not reached; `exhausted`: the search found no flip that hurts."""
+
+    rows: list[dict]
+    trail: list[dict]
+    to_chance: int | None
+    exhausted: bool
+
+
+def quantized(model: nn.Module, bits: int = 8) -> Quantization:
+    """A copy of the model with integer weights; the model itself stays as it is."""
+    return Quantization(deepcopy(model).eval(), bits)
+
+
+def attack(model: nn.Module, images: Tensor, test: Split, num_classes: int, *, max_flips: int = 30, bits: int = 8, k_top: int = 10,
+           folder: Path | None = None, description: str = "bit search") -> Attack:
+    """Flip the worst bits, as the attacker's images show them, until chance level or `max_flips`.
+
+    Args:
+        model: float weights, left as they are. images: (B, C, H, W) of the attacker, in [-1, 1]; he has no labels: the search takes
+            the clean quantised model's own votes.
+        test: where accuracy is measured, after every step. num_classes: K.
+        bits, k_top: of `Quantization` and `ProgressiveBitSearch`.
+        folder: `trail.safetensors` is written there after every step, and read first.
+    Raises:
+        InputError: the folder's trail belongs to another network, or to other images.
+
+    Source: Rakin, He, Fan, ICCV 2019; protocol of AEAHL-RG's study with accuracy after every flip instead of after 20 steps.
+    """
+    search = ProgressiveBitSearch(quantized(model, bits), images, k_top=k_top)
+    identity = state_hash({**model.state_dict(), "attack images": images}) + f"/{bits}/{k_top}"
+    path = folder / "trail.safetensors" if folder is not None else None
+    rows, exhausted = [], False
+    if path is not None and path.exists():
+        state = load_state(path)
+        if state["identity"] != identity:
+            raise InputError(f"{path.name} is the trail of another network or of other images; delete it or use another folder")
+        search.load_state_dict(state["search"])
+        rows, exhausted = state["rows"], state["exhausted"]
+    rows = rows or [{"flips": 0, "accuracy": evaluate(search.model, test)["top1"], "loss": None, "layer": None}]
+    for _ in progress(range(search.num_flips, max_flips), description, max_flips, search.num_flips):
+        if exhausted or search.num_flips >= max_flips or rows[-1]["accuracy"] <= 1.1 / num_classes:
+            break
+        try:
+            step = search.step()
+            rows.append({"flips": search.num_flips, "accuracy": evaluate(search.model, test)["top1"], "loss": step.loss_after,
+                         "layer": step.flips[0].layer})
+        except NothingToFlip:
+            exhausted = True
+        if path is not None:
+            save_state(path, {"identity": identity, "search": search.state_dict(), "rows": rows, "exhausted": exhausted})
+    trail = [flip._asdict() for step in search.trail for flip in step.flips]
+    return Attack(rows, trail, flips_to_chance([r["flips"] for r in rows], [r["accuracy"] for r in rows], num_classes), exhausted)
+
+
+def random_attack(model: nn.Module, test: Split, counts: Sequence[int], *, bits: int = 8, seed: int = 0) -> list[dict]:
+    """The control: accuracy after so many random flips, one growing set of bits a seed.
+
+    Args:
+        counts: rising numbers of flips at which to evaluate.
+    Returns:
+        One row a count: `flips`, `accuracy`.
+    Raises:
+        InputError: the counts do not rise.
+    """
+    if list(counts) != sorted(set(counts)) or (counts and counts[0] < 0):
+        raise InputError(f"counts of random flips must rise from 0 or more, got {list(counts)}")
+    quantization = quantized(model, bits)
+    rng, done, rows = generator_for(seed, "random flips"), [], []
+    for count in counts:
+        done += random_flips(quantization, count - len(done), rng)
+        rows.append({"flips": count, "accuracy": evaluate(quantization.model, test)["top1"]})
+    undo_flips(quantization, done)
+    return rows
+
+
+def compare_sources(model: nn.Module, sources: Mapping[str, Sequence[Tensor]], test: Split, num_classes: int, *, max_flips: int = 30,
+                    bits: int = 8, k_top: int = 10, folder: Path | None = None) -> tuple[list[dict], list[dict], list[dict]]:
+    """Attack one network with several sources of images, several batches of each.
+
+    Args:
+        sources: name -> attack batches, one a repeat. Others: as `attack`.
+    Returns:
+        curves: one row a step: `source`, `repeat`, `flips`, `accuracy`, `loss`, `layer`.
+        trails: one row a flip: `source`, `repeat`, `layer`, `index`, `bit`, `before`, `after`.
+        summary: one row an attack: `source`, `repeat`, `flips`, `reached` (chance level), `left` (last accuracy). Where chance was not
+            reached `flips` is what was spent, a lower bound.
+    """
+    curves, trails, summary = [], [], []
+    for name, batches in sources.items():
+        for repeat, images in enumerate(batches):
+            place = folder / f"{name}-{repeat}".replace(" ", "_") if folder is not None else None
+            found = attack(model, images, test, num_classes, max_flips=max_flips, bits=bits, k_top=k_top, folder=place,
+                           description=f"{name}, repeat {repeat}")
+            who = {"source": name, "repeat": repeat}
+            curves += [who | row for row in found.rows]
+            trails += [who | flip for flip in found.trail]
+            last = found.rows[-1]
+            summary.append(who | {"flips": found.to_chance or last["flips"], "reached": found.to_chance is not None, "left": last["accuracy"]})
+    return curves, trails, summary
+
+
+def accuracy_at(rows: Sequence[Mapping], flips: int) -> float:
+    """Accuracy once `flips` bits are flipped: that of the last row at or below; a destroyed network stays destroyed."""
+    return [row["accuracy"] for row in rows if row["flips"] <= flips][-1]
+
+
+def band(curves: Sequence[Mapping], source: str, max_flips: int) -> list[dict]:
+    """Mean, lowest and highest accuracy over repeats at 0, 1, ..., max_flips flips."""
+    own = [row for row in curves if row["source"] == source]
+    repeats = [[row for row in own if row["repeat"] == repeat] for repeat in dict.fromkeys(row["repeat"] for row in own)]
+    table = torch.tensor([[accuracy_at(rows, flips) for flips in range(max_flips + 1)] for rows in repeats], dtype=torch.float64)
+    lines = zip(table.mean(0).tolist(), table.amin(0).tolist(), table.amax(0).tolist(), strict=True)
+    return [{"flips": flips, "mean": mean, "low": low, "high": high} for flips, (mean, low, high) in enumerate(lines)]

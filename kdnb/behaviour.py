@@ -73,7 +73,8 @@ def sort_by_confidence(teacher: nn.Module, split: Split) -> dict[str, tuple[Tens
     confidence, predicted = logits.softmax(dim=1).max(dim=1)
     order = confidence.argsort(descending=True, stable=True)
     right = (predicted == split.labels)[order]
-    return {name: (split.images[chosen], predicted[chosen], confidence[chosen]) for name, chosen in (("right", order[right]), ("wrong", order[~right]))}
+    chosen = {"right": order[right], "wrong": order[~right]}
+    return {name: (split.images[indices], predicted[indices], confidence[indices]) for name, indices in chosen.items()}
 
 
 def titles(names: list[str], predicted: Tensor, confidence: Tensor) -> list[str]:

@@ -102,6 +102,19 @@ def _methods(help: str) -> Parameter:
     return Parameter("list[str]", kind, "a list of methods, as in ['kd', 'dkd beta=2 warmup=0']", help)
 
 
+def _choices(kind: str, names: Iterable[str], help: str) -> Parameter:
+    """A list of different names out of a few."""
+    names = list(names)
+
+    def different(values: list[str]) -> list[str]:
+        if len(set(values)) != len(values):
+            raise ValueError("twice")
+        return [check_name(kind, value, names) for value in values]
+
+    kind_of = Annotated[list[str], Field(max_length=100), AfterValidator(different)]
+    return Parameter("list[str]", kind_of, f"a list of different names out of {', '.join(names)}", help)
+
+
 def _flag(help: str) -> Parameter:
     return Parameter("bool", Annotated[bool, Field(strict=True)], "true or false", help)
 
@@ -180,6 +193,29 @@ PARAMETERS: dict[str, Parameter] = {
     "population": _integer(1, 100_000, "living individuals of the evolution"),
     "tournament": _integer(1, 100_000, "individuals compared for parenthood"),
     "budget": _integer(1, 10_000_000, "individuals of the evolution in all"),
+    # distillation from a generator; attacks
+    "warmup": _integer(0, 100_000, "rounds before the student starts"),
+    "next_teacher": _model("teacher architecture of the task that reuses the generator"),
+    "next_epochs": _integer(1, 100_000, "rounds of the task that reuses the generator"),
+    "modes": _choices("generator mode", ("anew", "reuse_common", "reuse_finetune", "reuse_fix"), "initial states and rates of the generator"),
+    "hard_losses": _choices("hard loss", ("none", "no_aea", "aea"), "kinds of hard loss to compare"),
+    "branch_rule": _choice("branch rule", ("gan1", "gan2", "less_active", "more_active"), "which branch of the generator is reused"),
+    "latent_dim": _integer(1, 100_000, "length of the latent vector"),
+    "generator_width": _integer(1, 10_000, "channels of the generator's last convolution"),
+    "perturbation_width": _integer(1, 10_000, "channels of the perturbation network's first convolution"),
+    "perturbation_blocks": _integer(0, 100, "residual blocks of the perturbation network"),
+    "inner_steps": _integer(1, 100_000, "generator steps a round"),
+    "lr_generator": _real(0, 100, "learning rate of the generator's inner steps", above=True),
+    "bn_momentum": _real(0, 0.999, "share of earlier batches in the batch-norm statistics"),
+    "oh_weight": _real(0, 1e6, "weight of the one-hot loss"),
+    "adv_weight": _real(0, 1e6, "weight of the adversarial loss"),
+    "attack_images": _integer(1, 1_000_000, "images of the bit-flip attacker"),
+    "max_flips": _integer(1, 1_000_000, "bits the attacker may flip"),
+    "random_flips": _integer(1, 10_000_000, "bits flipped at random as a control"),
+    "bits": _integer(2, 16, "bits of a quantised weight"),
+    "k_top": _integer(1, 1_000_000, "candidate weights a layer"),
+    "repeats": _integer(1, 1000, "independent repeats"),
+    "attack_steps": _integer(1, 1_000_000, "steps of the image attack"),
     # diffusion prior and its guidance
     "prior_steps": _integer(1, 10_000_000, "training steps of the diffusion prior"),
     "prior_batch_size": _integer(2, 1_000_000, "images per step of the prior's training"),

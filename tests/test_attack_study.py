@@ -28,7 +28,7 @@ def test_split(model) -> Split:
 
 
 class Killed(BaseException):
-    pass
+    """Stands for a signal."""
 
 
 def test_an_attack_lowers_the_accuracy_and_leaves_the_model_alone(model, test_split):
@@ -46,7 +46,7 @@ def test_the_attack_stops_at_chance(model, test_split):
 
 @pytest.mark.parametrize("killed_at", [1, 2])
 def test_a_killed_attack_goes_on_with_the_same_flips(tmp_path, monkeypatch, model, test_split, killed_at):
-    whole = attack(model, images(), test_split, 4, max_flips=5)
+    whole = attack(model, images(), test_split, 100, max_flips=5)
     save, saved = attack_study.save_state, []
 
     def kill(path, state):
@@ -57,9 +57,9 @@ def test_a_killed_attack_goes_on_with_the_same_flips(tmp_path, monkeypatch, mode
 
     monkeypatch.setattr(attack_study, "save_state", kill)
     with pytest.raises(Killed):
-        attack(model, images(), test_split, 4, max_flips=5, folder=tmp_path)
+        attack(model, images(), test_split, 100, max_flips=5, folder=tmp_path)
     monkeypatch.setattr(attack_study, "save_state", save)
-    assert attack(model, images(), test_split, 4, max_flips=5, folder=tmp_path) == whole
+    assert attack(model, images(), test_split, 100, max_flips=5, folder=tmp_path) == whole
 
 
 def test_a_trail_of_other_images_is_refused(tmp_path, model, test_split):

@@ -8,7 +8,7 @@ import dataclasses
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -110,6 +110,31 @@ class GeneratorConfig:
                 raise InputError(f"{name} must be at least {bound}, got {getattr(self, name)}")
         if self.lr <= 0 or self.temperature <= 0:
             raise InputError(f"lr and temperature must be above 0, got {self.lr} and {self.temperature}")
+
+
+_DIGITS = GeneratorConfig(
+    epochs=16, warmup=2, latent_dim=64, width=16, synthesis_batch=64, lr_generator=4e-3, bn_weight=1.0, oh_weight=1.0, adv_weight=1.0,
+    bn_momentum=0.0, pool_size=2560, student_steps=20, batch_size=64, lr=0.1, temperature=4.0, perturbation_width=8, perturbation_blocks=2)
+GENERATOR_RECIPES = {
+    "digits": _DIGITS,
+    "fashion_mnist": dataclasses.replace(_DIGITS, epochs=30, warmup=3, width=32, synthesis_batch=128, pool_size=5120, student_steps=30,
+                                         batch_size=128),
+}
+_SPELLINGS = {"images_per_epoch": "synthesis_batch", "generator_width": "width", "buffer_size": "pool_size"}
+
+
+def generator_config(data: Dataset, values: Mapping | None = None, **changes) -> GeneratorConfig:
+    """How generators of this data set are trained here: the recipe of `GENERATOR_RECIPES` (default: as published) with the data set's
+    own augmentation, and over it what a notebook's parameters and further `changes` say.
+
+    Args:
+        values: parameters by their names in `kdnb.parameters`; those that are no field of `GeneratorConfig` are ignored.
+    """
+    fields = {field.name for field in dataclasses.fields(GeneratorConfig)}
+    given = {_SPELLINGS.get(name, name): value for name, value in (values or {}).items()}
+    given = {name: value for name, value in given.items() if name in fields}
+    recipe = GENERATOR_RECIPES.get(data.name, GeneratorConfig())
+    return dataclasses.replace(recipe, **{"crop_padding": data.crop_padding, "flip": data.spec.flip} | given | changes)
 
 
 def student_rate(config: GeneratorConfig, epoch: int) -> float:

@@ -176,6 +176,21 @@ def heatmaps(matrices: Mapping[str, Tensor], xlabel: str, ylabel: str, rows: Seq
     return _done(figure)
 
 
+def bands(series: Mapping[str, Sequence[Mapping]], xlabel: str, ylabel: str, title: str = "", *, x: str = "flips", log: bool = False,
+          reference: Mapping[str, float] | None = None, size: tuple[float, float] = (6.5, 3.2)):
+    """Means as lines over the range from lowest to highest: rows with `x`, `mean`, `low`, `high`."""
+    figure, axis = plt.subplots(figsize=size)
+    for index, (name, rows) in enumerate(series.items()):
+        at = [row[x] for row in rows]
+        axis.plot(at, [row["mean"] for row in rows], label=name, linewidth=1.6, color=COLOURS[index])
+        axis.fill_between(at, [row["low"] for row in rows], [row["high"] for row in rows], alpha=0.15, linewidth=0, color=COLOURS[index])
+    for name, level in (reference or {}).items():
+        axis.axhline(level, color="0.4", linestyle="--", linewidth=1, label=name)
+    axis.set(xlabel=xlabel, ylabel=ylabel, title=title, yscale="log" if log else "linear")
+    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return _done(figure)
+
+
 def _done(figure):
     """Close for pyplot, so that a cell that ends in the figure shows it once."""
     plt.close(figure)

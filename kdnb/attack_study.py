@@ -15,10 +15,15 @@ from kdnb.attacks.bit_flip import NothingToFlip, ProgressiveBitSearch
 from kdnb.attacks.flips import flips_to_chance, random_flips, undo_flips
 from kdnb.attacks.quantization import Quantization
 from kdnb.checkpoints import load_state, save_state, state_hash
-from kdnb.data.tensors import Split
+from kdnb.data.tensors import Dataset, Split
 from kdnb.errors import InputError
+from kdnb.generators.diffusion import DiffusionPrior
+from kdnb.generators.latent import LatentGenerator, draw_latents, refresh_batch_norm
+from kdnb.generators.reusable import ReusableGenerator
 from kdnb.progress import progress
-from kdnb.randomness import generator_for
+from kdnb.randomness import generator_for, seed_everything
+from kdnb.samplers.cadr import GuidanceConfig
+from kdnb.synthesis import draw
 from kdnb.training import evaluate
 
 
@@ -137,3 +142,42 @@ def band(curves: Sequence[Mapping], source: str, max_flips: int) -> list[dict]:
     table = torch.tensor([[accuracy_at(rows, flips) for flips in range(max_flips + 1)] for rows in repeats], dtype=torch.float64)
     lines = zip(table.mean(0).tolist(), table.amin(0).tolist(), table.amax(0).tolist(), strict=True)
     return [{"flips": flips, "mean": mean, "low": low, "high": high} for flips, (mean, low, high) in enumerate(lines)]
+
+
+def attack_sources(data: Dataset, teacher: nn.Module, prior: DiffusionPrior, generator: ReusableGenerator, pool: Tensor, count: int, repeats: int,
+                   seed: int = 0) -> dict[str, list[Tensor]]:
+    """What attackers may hold: `repeats` batches of `count` images from each source, in [-1, 1].
+
+    Args:
+        generator: trained with `teacher`. pool: (N, C, H, W), the images it made last.
+    Returns:
+        real: private images. CADR: guided samples of the prior. pool: of the pool. reusable, abandoned: the generator with a fresh first
+        branch and, as the second, its own g1 or g2 (in the released study, the branch handed on and the one left behind). noise: uniform.
+    """
+    device = pool.device
+    shape = (data.channels, data.image_size, data.image_size)
+    found: dict[str, list[Tensor]] = {name: [] for name in ("real", "CADR", "pool", "reusable", "abandoned", "noise")}
+    for repeat in range(repeats):
+        rng = generator_for(seed, "attack images", repeat, device=device)
+        found["real"].append(data.private.images[torch.randperm(len(data.private), generator=rng, device=device)[:count]])
+        labels = torch.arange(count, device=device) % data.num_classes
+        found["CADR"].append(draw(prior, labels, shape, teacher=teacher, guidance=GuidanceConfig(eta=1.0), solver="dpmsolver++", num_steps=10,
+                                  seed=seed + 1000 * repeat).images)
+        found["pool"].append(pool[torch.randperm(len(pool), generator=rng, device=device)[:count]])
+        z = draw_latents(count, generator.latent_dim, rng, device)
+        for name, branch in (("reusable", generator.gan1), ("abandoned", generator.gan2)):
+            found[name].append(_with_fresh_branch(generator, branch, z, seed + 1000 * repeat))
+        found["noise"].append(torch.rand(count, *shape, generator=rng, device=device) * 2 - 1)
+    return found
+
+
+@torch.no_grad()
+def _with_fresh_branch(generator: ReusableGenerator, branch: nn.Module, z: Tensor, seed: int) -> Tensor:
+    """Images of d((g + branch) / 2) with an untrained g, batch-norm buffers fitted, in evaluation mode."""
+    seed_everything(seed)
+    mixed = deepcopy(generator)
+    mixed.gan2.load_state_dict(branch.state_dict())
+    mixed.gan1 = LatentGenerator(generator.image_size, generator.channels, generator.latent_dim,
+                                 generator.gan1.conv_blocks[-2].in_channels).to(z.device)
+    refresh_batch_norm(mixed, z)
+    return mixed.eval()(z)

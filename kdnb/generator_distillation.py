@@ -347,6 +347,13 @@ def reusable_parts(task: Task, teacher: nn.Module, rule: str = "gan1", seed: int
     return export_parts(task.generator, branch)
 
 
+def _relevant(config: GeneratorConfig) -> dict:
+    """The settings that a run depends on, so that runs without a hard loss are shared whatever its settings are."""
+    unused = {"none": ("kd_weight", "ce_weight", "epsilon", "probability", "perturbation_width", "perturbation_blocks"),
+              "no_aea": ("epsilon", "probability", "perturbation_width", "perturbation_blocks"), "aea": ()}[config.hard_loss]
+    return {name: value for name, value in dataclasses.asdict(config).items() if name not in unused}
+
+
 def generator_task(data: Dataset, teacher: Trained, student: str, config: GeneratorConfig, *, mode: str = "anew",
                    parts: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None, seed: int = 0, description: str | None = None) -> Task:
     """Run the loop for one teacher, or take the identical run from the cache; a killed run is continued.
@@ -364,7 +371,7 @@ def generator_task(data: Dataset, teacher: Trained, student: str, config: Genera
         raise InputError("a latent generator has no branch to reuse; use generator='reusable', or mode 'anew'")
     net = fresh(student, data, seed)
     key = {"dataset": data.name, "image_size": data.image_size, "teacher": teacher.hash, "student": student, "mode": mode, "seed": seed,
-           "config": dataclasses.asdict(config), "parts": [state_hash(part) for part in parts] if parts else None, "test": data.hashes["test"]}
+           "config": _relevant(config), "parts": [state_hash(part) for part in parts] if parts else None, "test": data.hashes["test"]}
 
     def make(progress_folder: Path) -> dict:
         found = distil_from_generator(teacher.model, net, generator, data.num_classes, data.test, config, mode=mode, seed=seed,

@@ -6,18 +6,26 @@ With `diswot_scorer` the score is DisWOT's: the fit of an untrained student to a
 import itertools
 import math
 import random
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from kdnb import methods
+from kdnb.checkpoints import Checkpointer, artifact
+from kdnb.comparison import Setting
+from kdnb.data.tensors import Dataset
 from kdnb.errors import InputError
 from kdnb.losses.zero_cost import classifier_gradient, diswot_score
 from kdnb.models import build
-from kdnb.randomness import generator_for
+from kdnb.progress import progress
+from kdnb.randomness import generator_for, seed_everything
+from kdnb.training import Recipe, Trained, fit
+
+_SAVE_EVERY = 10  # individuals between checkpoints; what a kill can cost
 
 
 class Architecture(NamedTuple):
@@ -77,6 +85,7 @@ def evolve(
     cost: Callable[[Architecture], float] | None = None,
     max_cost: float = math.inf,
     seed: int = 0,
+    folder: Path | None = None,
 ) -> list[Candidate]:
     """Ageing evolution: the best of a random few has a child that differs in one choice; the oldest dies.
 
@@ -88,6 +97,7 @@ def evolve(
         budget: individuals in all, the first population included, >= population.
         cost, max_cost: architectures with cost above max_cost (parameters, operations, ...) do not exist; default: all do.
         seed: of every choice.
+        folder: for checkpoints; a killed search goes on from there, scores nothing twice and ends with the same history.
     Returns:
         All individuals in the order of their birth; the answer is `max(history, key=lambda candidate: candidate.score)`.
     Raises:
@@ -103,24 +113,77 @@ def evolve(
     allowed = [architecture for architecture in space if cost is None or cost(architecture) <= max_cost]
     if not allowed:
         raise InputError(f"no architecture of the space costs {max_cost} or less")
-    rng, possible, scores = random.Random(seed), set(allowed), {}
+    rng, possible, scores, history = random.Random(seed), set(allowed), {}, []
+    first = rng.sample(allowed, min(population, len(allowed)))
+    saver = Checkpointer(folder)
+    if restored := saver.load():
+        history = [Candidate(Architecture(depth, tuple(widths)), value) for depth, widths, value in restored[1]["history"]]
+        scores = {candidate.architecture: candidate.score for candidate in history}
+        rng.setstate(restored[1]["random"])
 
-    def born(architecture: Architecture) -> Candidate:
+    def born(architecture: Architecture) -> None:
         if architecture not in scores:
             value = scores[architecture] = float(score(architecture))
             if not math.isfinite(value):
                 raise FloatingPointError(f"the score of {architecture} is {value}")
-        return Candidate(architecture, scores[architecture])
+        history.append(Candidate(architecture, scores[architecture]))
+        if len(history) % _SAVE_EVERY == 0:
+            saver.save(len(history), {"history": [(*one.architecture, one.score) for one in history], "random": rng.getstate()})
 
-    first = rng.sample(allowed, min(population, len(allowed)))
-    history = [born(architecture) for architecture in first]
-    living = deque(history, maxlen=population)  # appending to a full one removes the oldest
-    while len(history) < budget:
-        parent = max(rng.sample(list(living), min(tournament, len(living))), key=lambda candidate: candidate.score)
+    for number in progress(range(len(history), budget), "architecture search", budget, len(history)):
+        if number < len(first):
+            born(first[number])
+            continue
+        living = history[-population:]  # the oldest die first
+        parent = max(rng.sample(living, min(tournament, len(living))), key=lambda candidate: candidate.score)
         children = [architecture for architecture in space.neighbours(parent.architecture) if architecture in possible]
-        history.append(born(rng.choice(children or allowed)))
-        living.append(history[-1])
+        born(rng.choice(children or allowed))
     return history
+
+
+def parameter_count(architecture: Architecture, num_classes: int, **kwargs) -> int:
+    """Trained numbers of an architecture; nothing is allocated for it."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in architecture.build(num_classes, **kwargs).parameters())
+
+
+def distil_architecture(architecture: Architecture, teacher: Trained, data: Dataset, recipe: Recipe, setting: Setting, *,
+                        seed: int = 0, description: str | None = None) -> dict:
+    """Train one architecture of the space as a student; from the cache if the same was done before, on from its checkpoint if killed.
+
+    Args:
+        setting: a method that needs no maps of equal depth (`Setting("kd")`, ...).
+    Returns:
+        {"architecture", "depth", "widths", "parameters", "top1" of the last epoch, "student": state dict}.
+    """
+    seed_everything(seed)
+    net = architecture.build(**data.normalization).to(data.test.device)
+    method = methods.build(setting.method, **setting.hyper)
+    method.bind(net, teacher.model, (data.channels, data.image_size, data.image_size), data.num_classes, recipe.batch_size)
+    key = {"architecture": [architecture.depth, list(architecture.widths)], "method": setting.method, "hyper": method.hyper,
+           "teacher": teacher.hash, "dataset": data.name, "image_size": data.image_size, "data": data.train.hash, "recipe": asdict(recipe),
+           "seed": seed}
+
+    def make(progress_folder: Path) -> dict:
+        found = fit(net, data.train, data.test, recipe, method=method, teacher=teacher.model, seed=seed, folder=progress_folder,
+                    description=description or str(architecture))
+        return {"student": net.state_dict(), "top1": found.last["top1"]}
+
+    state = artifact("found-student", key, make)
+    return {"architecture": str(architecture), "depth": architecture.depth, "widths": architecture.widths,
+            "parameters": sum(parameter.numel() for parameter in net.parameters()), **state}
+
+
+def rank_correlation(values: Sequence[float], accuracies: Sequence[float]) -> float:
+    """Kendall's tau-b in [-1, 1]: 1 if both order the architectures alike; tied accuracies are no evidence either way.
+
+    Source: Kendall, Biometrika 1945.
+    """
+    from scipy.stats import kendalltau
+
+    if len(values) != len(accuracies) or len(values) < 2:
+        raise InputError(f"a rank correlation needs two or more pairs, got {len(values)} and {len(accuracies)} values")
+    return float(kendalltau(values, accuracies).statistic)
 
 
 @torch.no_grad()
@@ -138,10 +201,10 @@ def gaussian_init(model: nn.Module, generator: torch.Generator | None = None) ->
 
 
 @torch.no_grad()
-def _response(make: Callable[[], nn.Module], images: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+def _response(make: Callable[[], nn.Module], images: Tensor, labels: Tensor, seed: int, role: str) -> tuple[Tensor, Tensor]:
     """Final map (B, D, H, W) and classifier gradient (K, D) of a fresh network, with the batch's own statistics in batch norm."""
     with torch.random.fork_rng(devices=[]):  # making a network draws weights, which are replaced
-        model = gaussian_init(make(), generator_for(seed, "weights")).to(images.device).train()
+        model = gaussian_init(make(), generator_for(seed, role, "weights")).to(images.device).train()
     features = model(images, return_features=True)
     return features.final_map, classifier_gradient(features.logits, features.pooled, labels)
 
@@ -154,7 +217,7 @@ def diswot_scorer(make_teacher: Callable[[], nn.Module], images: Tensor, labels:
         make_teacher: makes the teacher's architecture; its weights are drawn anew.
         images, labels: one batch, (B, C, H, W) and (B,) int64; DisWOT uses 64 images.
         num_classes: K.
-        seed: of all weights.
+        seed: of all weights; teacher and students draw apart, or the teacher's own architecture would fit perfectly by being its copy.
         kwargs: further arguments of `kdnb.models.build` for the students (`in_channels`, `mean`, `std`).
     Returns:
         Function of an `Architecture`. The teacher's response is taken once; nothing accumulates from one candidate to the next.
@@ -163,10 +226,10 @@ def diswot_scorer(make_teacher: Callable[[], nn.Module], images: Tensor, labels:
 
     Source: Dong, Li, Wei, CVPR 2023 (DisWOT).
     """
-    map_t, gradient_t = _response(make_teacher, images, labels, seed)
+    map_t, gradient_t = _response(make_teacher, images, labels, seed, "teacher")
 
     def score(architecture: Architecture) -> float:
-        map_s, gradient_s = _response(lambda: architecture.build(num_classes, **kwargs), images, labels, seed)
+        map_s, gradient_s = _response(lambda: architecture.build(num_classes, **kwargs), images, labels, seed, "student")
         return diswot_score(map_s, map_t, gradient_s, gradient_t).item()
 
     return score

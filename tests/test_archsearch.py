@@ -1,9 +1,22 @@
 import pytest
 import torch
 
-from kdnb.archsearch import Architecture, SearchSpace, diswot_scorer, evolve, gaussian_init
+from kdnb import archsearch
+from kdnb.archsearch import (
+    Architecture,
+    SearchSpace,
+    distil_architecture,
+    diswot_scorer,
+    evolve,
+    gaussian_init,
+    parameter_count,
+    rank_correlation,
+)
+from kdnb.comparison import Setting
+from kdnb.data import load
 from kdnb.errors import InputError
 from kdnb.models import build
+from kdnb.training import Recipe, Trained
 
 SPACE = SearchSpace(depths=(8, 14, 20, 26), widths=((4, 8, 12, 16), (8, 16, 24, 32), (16,)))
 
@@ -109,10 +122,10 @@ def _batch():
     return torch.rand(16, 1, 16, 16, generator=generator) * 2 - 1, torch.randint(5, (16,), generator=generator)
 
 
-def test_the_teacher_itself_is_the_perfect_student():
+def test_a_student_of_the_teachers_own_architecture_is_not_its_copy():
     score = diswot_scorer(lambda: Architecture(14, (8, 16, 16)).build(5, in_channels=1), *_batch(), 5, in_channels=1)
     own, other = score(Architecture(14, (8, 16, 16))), score(Architecture(8, (4, 8, 16)))
-    assert abs(own) < 1e-6 and other < -0.01
+    assert own < -0.01 and other < -0.01 and own != other  # equal weights would score 0 and win every search for no reason
 
 
 def test_scores_do_not_depend_on_what_was_scored_before_nor_touch_the_global_random_state():
@@ -136,3 +149,58 @@ def test_search_and_score_work_together():
     space = SearchSpace(depths=(8, 14), widths=((4, 8), (8, 16), (64,)))
     history = evolve(score, space, population=4, tournament=2, budget=8)
     assert all(candidate.score < 0 for candidate in history)
+
+
+@pytest.mark.parametrize("stop", [0, 1, 5, 12, 30])
+def test_a_killed_search_resumes_with_the_same_history_and_scores_nothing_twice(stop, tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    arguments = {"population": 6, "tournament": 3, "budget": 60, "seed": 4}
+    expected = evolve(_size, SPACE, **arguments)
+    monkeypatch.setattr(archsearch, "_SAVE_EVERY", 1)
+    scored = []
+
+    def dying(architecture):
+        if len(scored) >= stop:
+            raise Killed
+        scored.append(architecture)
+        return _size(architecture)
+
+    def counting(architecture):
+        scored.append(architecture)
+        return _size(architecture)
+
+    with pytest.raises(Killed):
+        evolve(dying, SPACE, **arguments, folder=tmp_path)
+    assert evolve(counting, SPACE, **arguments, folder=tmp_path) == expected
+    assert len(scored) == len(set(scored))
+    assert evolve(dying, SPACE, **arguments, folder=tmp_path) == expected, "a finished search is read, not repeated"
+
+
+def test_parameters_are_counted_as_built():
+    architecture = Architecture(14, (4, 8, 16))
+    built = architecture.build(5, in_channels=1)
+    assert parameter_count(architecture, 5, in_channels=1) == sum(parameter.numel() for parameter in built.parameters())
+
+
+def test_rank_correlation_of_equal_reversed_and_tied_orders():
+    assert rank_correlation([1, 2, 3], [0.1, 0.2, 0.3]) == pytest.approx(1)
+    assert rank_correlation([1, 2, 3], [0.3, 0.2, 0.1]) == pytest.approx(-1)
+    assert rank_correlation([1, 2, 3, 4], [0.1, 0.1, 0.2, 0.2]) == pytest.approx(4 / (6 * 4) ** 0.5)  # 4 pairs agree, 2 are tied
+    with pytest.raises(InputError, match="two or more"):
+        rank_correlation([1], [1])
+
+
+def test_an_architecture_is_distilled_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("KDNB_CACHE", str(tmp_path))
+    data = load("digits", 8)
+    data.train, data.test = data.train.subset(torch.arange(32)), data.test.subset(torch.arange(20))
+    torch.manual_seed(0)
+    teacher = Trained(build("resnet8w4", **data.normalization).eval(), [{"top1": 0.1}], "0" * 16)
+    arguments = (Architecture(8, (4, 4, 16)), teacher, data, Recipe(epochs=1, batch_size=16, lr=0.05), Setting("kd"))
+    first = distil_architecture(*arguments, seed=1)
+    monkeypatch.setattr(archsearch, "fit", None)
+    again = distil_architecture(*arguments, seed=1)
+    assert again["top1"] == first["top1"] and all(torch.equal(first["student"][name], value) for name, value in again["student"].items())
+    assert first["parameters"] == parameter_count(arguments[0], 10, in_channels=1)

@@ -13,9 +13,9 @@ from invoke import Exit, task
 from kdnb.errors import InputError, check_name
 
 ROOT = Path(__file__).resolve().parent
-DEMO = ("01_teacher", "02_synthesis", "03_fast_ad")
+DEMO = ("01_teacher", "02_synthesis", "03_fast_ad", "05_reusable_generator")
 DEMO_METRICS = ("teacher_top1", "student_top1", "student_top1_noise", "student_top1_unguided", "student_top1_public",
-                "agreement_guided", "agreement_unguided")
+                "agreement_guided", "agreement_unguided", "student_top1_generator")
 LOCK = ("uv pip compile pyproject.toml --all-extras --group dev --universal --generate-hashes --no-emit-index-url --no-header "
         "--python-version 3.11 -q -o requirements.lock")
 
@@ -53,7 +53,7 @@ def _run(plan, limit=None):
 
 @task(help={"seed": "random seed"})
 def demo(context, seed="0"):
-    """Train a teacher, sample its data back, distil a student; then a report with the numbers."""
+    """Train a teacher, sample its data back, distil students, one of them with no data at all; then a report with the numbers."""
     from kdnb.paths import outputs_root
     from kdnb.planning import plan
     from kdnb.records import read_run

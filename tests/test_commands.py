@@ -158,7 +158,7 @@ def test_a_run_is_resumed_compared_and_verified_by_its_name(call, tmp_path):
     assert verified.returncode == 0 and "results: equal" in verified.stdout
 
 
-# --- the demo, with stand-ins for its three notebooks --------------------------------------------------------------------------
+# --- the demo, with stand-ins for its four notebooks --------------------------------------------------------------------------
 
 DEMO_CELL = '''import os
 from kdnb import parameters
@@ -173,7 +173,7 @@ def demo_notebooks(folder, metrics):
     import nbformat
 
     folder.mkdir()
-    shares = {"01_teacher": metrics[:1], "02_synthesis": metrics[-2:], "03_fast_ad": metrics[1:-2]}
+    shares = {"01_teacher": metrics[:1], "02_synthesis": metrics[-3:-1], "03_fast_ad": metrics[1:-3], "05_reusable_generator": metrics[-1:]}
     for name, share in shares.items():
         parameters = nbformat.v4.new_code_cell("seed: int = 0  # seed", metadata={"tags": ["parameters"]})
         cell = nbformat.v4.new_code_cell(DEMO_CELL.format(name=name, metrics=share))
@@ -193,7 +193,7 @@ def test_the_demo_prints_its_rows_and_writes_its_report(tmp_path):
     rows = [line.split() for line in done.stdout.splitlines() if line.startswith(tuple(tasks.DEMO_METRICS))]
     assert rows == [[name, "0.5"] for name in tasks.DEMO_METRICS]
     lines = (tmp_path / "outputs" / "demo" / "results.csv").read_text().splitlines()
-    assert lines[0] == "notebook,metric,value,seed" and "03_fast_ad,student_top1,0.5,3" in lines and len(lines) == 8
+    assert lines[0] == "notebook,metric,value,seed" and "03_fast_ad,student_top1,0.5,3" in lines and len(lines) == 9
     assert (tmp_path / "outputs" / "demo" / "index.html").is_file() and "index.html" in done.stdout
 
 

@@ -93,13 +93,13 @@ def _integers(low: int, high: int, help: str, order: Callable[[list], list] = so
 
 
 def _methods(help: str) -> Parameter:
-    """A list of methods, each with hyper-parameters over its published ones: `["kd", "dkd beta=2"]`."""
+    """A list of methods, each with hyper-parameters over its published ones: `["kd", "dkd beta:2"]`."""
     def known(value: str) -> str:
         parse_method(value)
         return value
 
     kind = Annotated[list[Annotated[str, AfterValidator(known)]], Field(max_length=100)]
-    return Parameter("list[str]", kind, "a list of methods, as in ['kd', 'dkd beta=2 warmup=0']", help)
+    return Parameter("list[str]", kind, "a list of methods, as in ['kd', 'dkd beta:2 warmup:0']", help)
 
 
 def _choices(kind: str, names: Iterable[str], help: str) -> Parameter:
@@ -215,6 +215,7 @@ PARAMETERS: dict[str, Parameter] = {
     "bits": _integer(2, 16, "bits of a quantised weight"),
     "k_top": _integer(1, 1_000_000, "candidate weights a layer"),
     "repeats": _integer(1, 1000, "independent repeats"),
+    "target": _real(0, 1, "test top-1 that counts as reached"),
     "attack_steps": _integer(1, 1_000_000, "steps of the image attack"),
     # diffusion prior and its guidance
     "prior_steps": _integer(1, 10_000_000, "training steps of the diffusion prior"),

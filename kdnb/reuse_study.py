@@ -1,0 +1,57 @@
+"""Does a reused generator converge faster than a new one? Runs over modes and seeds, and the numbers that answer."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from kdnb.data.tensors import Dataset
+from kdnb.generator_distillation import Task, generator_config, generator_task, reusable_parts
+from kdnb.training import teacher_recipe, train_or_load
+
+
+def convergence(task: Task, target: float) -> dict[str, float | None]:
+    """How fast one run got where, in numbers that can be compared between runs.
+
+    Args:
+        target: test top-1 that counts as reached.
+    Returns:
+        first: batch-norm + one-hot loss, unweighted, over the inner steps of round 1 (before the adversarial term exists); round_2,
+        last: the same of rounds 2 and last; area: its mean over all inner steps; top1: of the student after the last round;
+        mean_top1: over all rounds; rounds_to_target, seconds_to_target: of the first round that reached the target, None if none did
+        (seconds as measured when the run was made, without evaluation).
+    """
+    per_round = [row["bn"] + row["oh"] for row in task.history]
+    reached = next((row for row in task.history if row.get("top1", 0.0) >= target), None)
+    scores = [row["top1"] for row in task.history if "top1" in row]
+    return {
+        "first": per_round[0], "round_2": per_round[min(1, len(per_round) - 1)], "last": per_round[-1], "area": sum(per_round) / len(per_round),
+        "top1": scores[-1], "mean_top1": sum(scores) / len(scores),
+        "rounds_to_target": reached["epoch"] if reached else None, "seconds_to_target": reached["elapsed"] if reached else None,
+    }
+
+
+def reuse_study(data: Dataset, teacher: str, next_teacher: str, student: str, modes: Sequence[str], seeds: Sequence[int], values: Mapping,
+                target: float, branch_rule: str = "gan1") -> tuple[list[dict], dict[tuple[str, int], Task]]:
+    """First task, then the second in every mode, for every seed: teachers, generators and students all differ between seeds.
+
+    Args:
+        values: parameters as `generator_config` takes them, and `next_epochs`.
+    Returns:
+        One row a mode and seed: `setting` (the mode), `seed` and what `convergence` measures; and the tasks by (mode, seed).
+    """
+    rows, tasks = [], {}
+    for seed in seeds:
+        source = train_or_load(teacher, data, teacher_recipe(data), seed=seed, description=f"teacher, seed {seed}")
+        target_teacher = train_or_load(next_teacher, data, teacher_recipe(data), seed=seed, description=f"next teacher, seed {seed}")
+        first = generator_task(data, source, student, generator_config(data, values), seed=seed, description=f"first task, seed {seed}")
+        parts = reusable_parts(first, source.model, branch_rule, seed)
+        for mode in modes:
+            config = generator_config(data, values, epochs=values["next_epochs"])
+            task = generator_task(data, target_teacher, student, config, mode=mode, parts=None if mode == "anew" else parts, seed=seed)
+            tasks[mode, seed] = task
+            rows.append({"setting": mode, "seed": seed, "first_task_top1": first.top1} | convergence(task, target))
+    return rows, tasks
+
+
+def mean_curve(runs: Sequence[Sequence[Mapping]], value: Callable[[Mapping], float]) -> list[dict]:
+    """Mean, lowest and highest of a value over runs of one length: rows `at` (1, 2, ...), `mean`, `low`, `high`, as `plots.bands` draws them."""
+    table = [[value(row) for row in rows] for rows in zip(*runs, strict=True)]
+    return [{"at": at, "mean": sum(values) / len(values), "low": min(values), "high": max(values)} for at, values in enumerate(table, start=1)]

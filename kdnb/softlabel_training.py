@@ -3,19 +3,22 @@
 The loop is `kdnb.training.fit`: a `ReplaySplit` hands it crops in place of images and distributions in place of labels.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdnb.crops import replay_crops
+from kdnb.data.tensors import Dataset
 from kdnb.errors import InputError
 from kdnb.losses.soft_labels import CONTEXT, POSITIVE, ferkd_partition, ferkd_targets, self_mix, soft_cross_entropy
 from kdnb.methods.base import Method, positive
 from kdnb.randomness import generator_for
 from kdnb.softlabels import LabelStore
+from kdnb.training import Fit, Recipe, fit, fresh
 
 
 class Thresholds(NamedTuple):
@@ -142,3 +145,33 @@ class StoredLabels(Method):
         if not labels.is_floating_point():
             raise InputError("StoredLabels trains on distributions (B, K), as a ReplaySplit gives them, not on class ids")
         return {"soft": soft_cross_entropy(student.logits, labels, self.temperature, keep=labels.sum(1) > 0.5)}
+
+
+def distil_from_store(student: str, split: ReplaySplit, data: Dataset, recipe: Recipe, *, seed: int = 0,
+                      folder: Path | None = None) -> tuple[nn.Module, Fit]:
+    """A student of stored labels: first weights as everywhere else, `fit` on the split, measured on the test images.
+
+    Args:
+        student: architecture.
+        recipe: its epochs count how often each image is shown; a pass over the split shows it `num_draw` times, so there are that many
+            times fewer passes. Its crops and flips are left out: the stored ones are used.
+        folder: for checkpoints.
+    Raises:
+        InputError: epochs that are no multiple of `num_draw`, and what `fit` refuses.
+    """
+    if recipe.epochs % split.num_draw:
+        raise InputError(f"epochs must be a multiple of the {split.num_draw} crops that a pass shows of each image, got {recipe.epochs}")
+    net = fresh(student, data, seed)
+    recipe = replace(recipe, epochs=recipe.epochs // split.num_draw, crop_padding=0, flip=False)
+    return net, fit(net, split, data.test, recipe, method=StoredLabels(), seed=seed, folder=folder, description="stored labels")
+
+
+def forward_cost(model: nn.Module, image_shape: Sequence[int]) -> int:
+    """Multiply-adds of one image's forward pass, counted by torch over all convolutions and products."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counter, training = FlopCounterMode(display=False), model.training
+    with counter, torch.no_grad():
+        model.eval()(torch.zeros(1, *image_shape, device=next(model.parameters()).device))
+    model.train(training)
+    return counter.get_total_flops() // 2

@@ -1,16 +1,19 @@
 """kdnb.softlabel_training: what is replayed is what was stored, FerKD picks as its thresholds say, and training resumes bit for bit."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from kdnb import training
 from kdnb.crops import replay_crops
+from kdnb.data import load
 from kdnb.data.tensors import Split
 from kdnb.errors import InputError
 from kdnb.losses.soft_labels import CONTEXT, DISCARD_EASY, DISCARD_HARD, POSITIVE, compress_labels, soft_cross_entropy
 from kdnb.models import build
 from kdnb.models.base import Features
-from kdnb.softlabel_training import ReplaySplit, StoredLabels, Thresholds, stored_confidence
+from kdnb.softlabel_training import ReplaySplit, StoredLabels, Thresholds, distil_from_store, forward_cost, stored_confidence
 from kdnb.softlabels import LabelStore
 from kdnb.training import Recipe, fit
 
@@ -159,3 +162,19 @@ def test_a_batch_that_splits_the_crops_of_an_image_is_refused():
 def test_class_ids_are_no_stored_labels():
     with pytest.raises(InputError, match="distributions"):
         StoredLabels()(Features(torch.zeros(2, 3), [], None, None), None, torch.tensor([0, 1]), 1)
+
+
+def test_epochs_count_how_often_an_image_is_shown():
+    data = load("digits", 8)
+    data.test = data.test.subset(torch.arange(10))
+    labelled = replace(store(), num_classes=10)
+    _, found = distil_from_store("resnet8w4", split(store=labelled), data, Recipe(epochs=4, batch_size=4, lr=0.01, flip=True, crop_padding=1))
+    assert len(found.history) == 2
+    with pytest.raises(InputError, match="multiple of the 2 crops"):
+        distil_from_store("resnet8w4", split(), data, Recipe(epochs=3, batch_size=4, lr=0.01))
+
+
+def test_forward_cost_counts_multiply_adds():
+    net = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3, bias=False), torch.nn.Flatten(), torch.nn.Linear(2 * 6 * 6, 5))
+    assert forward_cost(net, (1, 8, 8)) == 2 * 9 * 36 + 2 * 36 * 5
+    assert net.training

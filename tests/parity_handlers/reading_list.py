@@ -5,7 +5,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdnb import crops
-from kdnb.losses import bounds, relation, sinkhorn, soft_labels, teacher_free, tolerant, zero_cost
+from kdnb.losses import bounds, relation, soft_labels, teacher_free, tolerant, zero_cost
+from kdnb.losses.sinkhorn import sinkhorn
 from kdnb.losses.features import pool_to_smaller, vid_loss
 from kdnb.methods.vid import VIDRegressor
 
@@ -86,7 +87,7 @@ def sinkhorn_assignment(golden):
     for key, prefix in (("assignment", ""), ("assignment_default", "default_")):
         if key in golden:
             epsilon, num_iters = hyper[f"{prefix}epsilon"], hyper[f"{prefix}num_iters"]
-            yield key, sinkhorn.sinkhorn(golden["logits"], epsilon, num_iters), golden[key]
+            yield key, sinkhorn(golden["logits"], epsilon, num_iters), golden[key]
 
 
 def crkd_relation(golden):

@@ -200,6 +200,7 @@ def fit(
     method = method or methods.build("ce")
     _check_fit(train, method, teacher, recipe)
     device, memory_format = train.device, LAYOUTS[recipe.layout]
+    _check_layout(student, recipe, device)
     student.to(device, memory_format=memory_format).train()
     method.to(device).train()
     if teacher is not None:
@@ -281,6 +282,14 @@ def _check_fit(train: Split, method: nn.Module, teacher: nn.Module | None, recip
         raise InputError(f"{type(method).__name__} distils from a teacher, and none was given")
     if train.labels is None and method.needs_labels:
         raise InputError(f"{type(method).__name__} uses labels with these weights, and the images have none")
+
+
+def _check_layout(student: nn.Module, recipe: Recipe, device: torch.device) -> None:
+    """torch 2.15 on a CPU kills the process in the backward pass of a narrow 1 x 1 convolution with stride in channels_last."""
+    narrow = any(isinstance(module, nn.Conv2d) and module.in_channels < 8 and module.kernel_size == (1, 1) and module.stride != (1, 1)
+                 for module in student.modules())
+    if narrow and recipe.layout == "channels_last" and device.type == "cpu":
+        raise InputError("layout must be contiguous for a student with stages under 8 channels on a CPU: channels_last crashes there")
 
 
 def _views(images: Tensor, recipe: Recipe, method: nn.Module, generator: torch.Generator) -> list[Tensor]:

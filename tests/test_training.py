@@ -249,6 +249,11 @@ def test_a_method_without_its_teacher_or_labels_is_refused():
         fit(network(), Split(data.images), data, RECIPE)
 
 
+def test_channels_last_is_refused_for_narrow_stages_which_it_crashes():
+    with pytest.raises(InputError, match="layout must be contiguous"):
+        fit(network(), blobs(), blobs(), dataclasses.replace(RECIPE, layout="channels_last"))
+
+
 def test_no_images_are_refused():
     with pytest.raises(InputError, match="at least 2 images"):
         fit(network(), blobs(0), blobs(), RECIPE)

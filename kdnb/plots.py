@@ -149,6 +149,82 @@ def grouped_bars(table: Mapping[str, Mapping[str, float]], ylabel: str, title: s
     return _done(figure)
 
 
+def seed_dots(rows: Sequence[Mapping], metrics: Mapping[str, str], height: float = 0.32):
+    """One panel a metric, one line a setting: every seed as a dot, the mean as a bar.
+
+    Args:
+        rows: with "setting", "seed" and the metrics; metrics: axis label by name.
+    """
+    names = list(dict.fromkeys(row["setting"] for row in rows))
+    figure, axes = plt.subplots(1, len(metrics), figsize=(2.9 * len(metrics) + 1.2, height * len(names) + 0.9), sharey=True, squeeze=False)
+    for axis, (metric, label) in zip(axes[0], metrics.items(), strict=True):
+        for index, name in enumerate(names):
+            values = np.array([row[metric] for row in rows if row["setting"] == name], dtype=float)
+            colour = COLOURS[index % len(COLOURS)]
+            axis.plot([values.mean()] * 2, [index - 0.3, index + 0.3], color=colour, linewidth=2)
+            axis.scatter(values, [index] * len(values), color=colour, s=22, alpha=0.7, zorder=3)
+        axis.set(xlabel=label, yticks=range(len(names)))
+        axis.set_yticklabels(names)
+    axes[0, 0].invert_yaxis()
+    return _done(figure)
+
+
+def sensitivity(panels: Mapping[str, Mapping[str, Sequence[float]]], ylabel: str, reference: Mapping[str, float] | None = None):
+    """`panels[hyper-parameter][value]`: results of all seeds, one panel each, dots for seeds and a line through the means."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(2.6 * len(panels) + 0.6, 2.5), sharey=True, squeeze=False)
+    for axis, (name, points) in zip(axes[0], panels.items(), strict=True):
+        axis.plot(range(len(points)), [np.mean(values) for values in points.values()], color=COLOURS[0])
+        for index, values in enumerate(points.values()):
+            axis.scatter([index] * len(values), values, color=COLOURS[0], s=18, alpha=0.7, zorder=3)
+        for index, (label, level) in enumerate((reference or {}).items()):
+            axis.axhline(level, color="0.4", linestyle=("--", ":")[index % 2], linewidth=1, label=label)
+        axis.set(xlabel=name, xticks=range(len(points)), xlim=(-0.4, len(points) - 0.6))
+        axis.set_xticklabels(points)
+    axes[0, 0].set_ylabel(ylabel)
+    if reference:
+        axes[0, -1].legend(fontsize=7)
+    return _done(figure)
+
+
+def logit_statistics(logits: Mapping[str, Tensor], standardized: Mapping[str, Tensor]):
+    """Left: standard deviation of each image's logits against their mean. Right: sorted logits after standardisation, mean over images."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 2.9))
+    for index, (name, values) in enumerate(logits.items()):
+        left.scatter(values.mean(dim=1).cpu(), values.std(dim=1).cpu(), s=5, alpha=0.4, color=COLOURS[index], label=name)
+        profile = standardized[name].sort(dim=1, descending=True).values.mean(dim=0).cpu()
+        right.plot(range(1, len(profile) + 1), profile, marker="o" if len(profile) < 30 else None, markersize=3, color=COLOURS[index], label=name)
+    left.set(xlabel="mean of an image's logits", ylabel="their standard deviation")
+    right.set(xlabel="rank of the class", ylabel="standardised logit")
+    left.legend(fontsize=8, markerscale=3)
+    right.legend(fontsize=8)
+    return _done(figure)
+
+
+REGION_KINDS = ("image and region right", "image right, region wrong", "both wrong", "image wrong, region right")
+_REGION_COLOURS = ("#009E73", "#D55E00", "#999999", "#56B4E9")
+
+
+def region_maps(images: Tensor, groups: Tensor, titles: Sequence[str], columns: int = 8, scale: float = 1.15):
+    """Images with their S x S regions coloured by kind: `groups` (N, S*S), row-major, as `kdnb.losses.sdd_groups` numbers them."""
+    from matplotlib.colors import ListedColormap
+    from matplotlib.patches import Patch
+
+    side = int(round(groups.shape[1] ** 0.5))
+    rows = -(-len(images) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(columns * scale, rows * scale * 1.25 + 0.3), squeeze=False)
+    pictures = ((images.detach().float().cpu().clamp(-1, 1) + 1) / 2).permute(0, 2, 3, 1).numpy()
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, picture, kinds, title in zip(axes.flat, pictures, groups.view(-1, side, side).cpu().numpy(), titles, strict=False):
+        extent = (0, side, side, 0)
+        axis.imshow(picture.squeeze(-1) if picture.shape[-1] == 1 else picture, cmap="gray", vmin=0, vmax=1, extent=extent)
+        axis.imshow(kinds, cmap=ListedColormap(_REGION_COLOURS), vmin=0, vmax=3, alpha=0.45, extent=extent)
+        axis.set_title(title, fontsize=7, pad=2)
+    figure.legend(handles=[Patch(color=colour, label=kind) for colour, kind in zip(_REGION_COLOURS, REGION_KINDS, strict=True)],
+                  loc="outside lower center", ncols=4, fontsize=7)
+    return _done(figure)
+
+
 def scatter(groups: Mapping[str, Sequence[tuple[float, float]]], xlabel: str, ylabel: str, title: str = "", size: tuple[float, float] = (4.6, 3.4)):
     """Points (x, y) by group, one colour and marker a group (colours repeat after eight, markers do not)."""
     figure, axis = plt.subplots(figsize=size)

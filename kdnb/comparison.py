@@ -19,6 +19,7 @@ from kdnb.checkpoints import artifact
 from kdnb.data.tensors import Dataset
 from kdnb.errors import InputError, check_name
 from kdnb.importers import load_classifier
+from kdnb.losses import region_logits
 from kdnb.recipes import recipe_key
 from kdnb.training import Recipe, Trained, evaluate, fit, fresh, teacher_recipe, train_or_load
 
@@ -33,8 +34,26 @@ class Setting(NamedTuple):
 
     @classmethod
     def read(cls, text: str) -> "Setting":
-        """`Setting.read("dkd beta=2")`, as in parameter files."""
+        """`Setting.read("dkd beta:2")`, as in parameter files."""
         return cls(*methods.parse_method(text))
+
+
+def one_at_a_time(setting: Setting) -> dict[str, dict[str, Setting]]:
+    """The method with one hyper-parameter changed and the rest as they are: scales; temperature halved and doubled; weight a third and
+    threefold. Only what the method has; the setting itself is among them.
+
+    >>> [made.hyper for made in one_at_a_time(Setting("kd"))["temperature"].values()]
+    [{'temperature': 2.0}, {'temperature': 4.0}, {'temperature': 8.0}]
+    """
+    hyper = methods.build(setting.method, **setting.hyper).hyper
+    values = {"scales": [[1], [1, 2], [1, 2, 4]]} if "scales" in hyper else {}
+    values |= {name: [hyper[name] / factor, hyper[name], hyper[name] * factor] for name, factor in (("temperature", 2), ("kd_weight", 3))
+               if name in hyper}
+    return {name: {_text(value): Setting(setting.method, setting.hyper | {name: value}) for value in choices} for name, choices in values.items()}
+
+
+def _text(value: float | list) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else f"{value:g}"
 
 
 def teacher_for(name: str, data: Dataset, checkpoint: str = "", seed: int = 0) -> Trained:
@@ -132,6 +151,14 @@ def compare(settings: Mapping[str, Setting], student: str, teacher: Trained, dat
                     | {"extra_parameters": made.method.extra_parameters(), "seconds": round(made.seconds, 1), "recipe": made.key,
                        "teacher": teacher.hash})
     return rows
+
+
+@torch.inference_mode()
+def look(model: nn.Module, images: Tensor, scales: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """What a network says about images (B, K) and about their regions (B, K, M), by its own classifier (`kdnb.losses.region_logits`)."""
+    features = model(images, return_features=True)
+    regions = region_logits(features.final_map, model.head.weight, model.head.bias, scales)
+    return features.logits.clone(), regions.clone()
 
 
 @torch.inference_mode()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kdnb import comparison
-from kdnb.comparison import Setting, compare, distil, paired_difference, student_recipe, summarize, teacher_for
+from kdnb.comparison import Setting, compare, distil, one_at_a_time, paired_difference, student_recipe, summarize, teacher_for
 from kdnb.data import DATASETS
 from kdnb.data.tensors import Dataset, Split
 from kdnb.errors import InputError
@@ -67,6 +67,13 @@ def test_measures_are_those_written_out_by_hand(data, teacher):
 
 def test_without_an_omitted_class_there_is_no_such_column(data, teacher):
     assert all("omitted_top1" not in row for row in compare({}, "resnet8w4", teacher, data, RECIPE, [0]))
+
+
+def test_the_first_region_is_the_whole_image_and_nothing_is_trained(data, teacher):
+    logits, regions = comparison.look(teacher.model, data.test.images, [1, 2])
+    expected = teacher.model(data.test.images)
+    assert regions.shape == (40, 10, 5) and not regions.requires_grad
+    assert torch.allclose(logits, expected, atol=1e-6) and torch.allclose(regions[:, :, 0], expected, atol=1e-5)
 
 
 def test_a_finished_student_is_not_trained_again(data, teacher, monkeypatch):
@@ -178,5 +185,13 @@ def test_milestones_choose_the_schedule_of_the_published_tables(data):
     assert (cycle.schedule, cycle.nesterov) == ("one_cycle", True)
 
 
+def test_one_hyper_parameter_is_changed_at_a_time():
+    found = one_at_a_time(Setting("sdd_kd", {"warmup": 3}))
+    assert {name: list(choices) for name, choices in found.items()} == {
+        "scales": ["1", "1,2", "1,2,4"], "temperature": ["2", "4", "8"], "kd_weight": ["0.3", "0.9", "2.7"]}
+    assert all(choice.hyper == {"warmup": 3, name: choice.hyper[name]} for name, choices in found.items() for choice in choices.values())
+    assert list(one_at_a_time(Setting("dkd"))) == ["temperature"] and one_at_a_time(Setting("ce")) == {}
+
+
 def test_a_setting_is_read_from_a_line():
-    assert Setting.read("sdd_dkd scales=1,2,4 beta=6") == ("sdd_dkd", {"scales": [1, 2, 4], "beta": 6})
+    assert Setting.read("sdd_dkd scales:1,2,4 beta:6") == ("sdd_dkd", {"scales": [1, 2, 4], "beta": 6})

@@ -89,10 +89,10 @@ def test_none_is_a_value_only_where_the_table_says_so():
 
 
 def test_lists_of_methods_and_flags_are_checked():
-    assert resolve({"others": ["kd", "dkd beta=2"], "ablations": True}) == {"others": ["kd", "dkd beta=2"], "ablations": True}
+    assert resolve({"others": ["kd", "dkd beta:2"], "ablations": True}) == {"others": ["kd", "dkd beta:2"], "ablations": True}
     with pytest.raises(InputError, match="others: unknown method 'dkdd'"):
-        resolve({"others": ["dkdd beta=2"]})
-    with pytest.raises(InputError, match="others: hyper-parameters of dkd are written name=number"):
+        resolve({"others": ["dkdd beta:2"]})
+    with pytest.raises(InputError, match="others: hyper-parameters of dkd are written name:number"):
         resolve({"others": ["dkd beta"]})
     for wrong in ({"others": "kd"}, {"others": [1]}, {"ablations": 1}, {"ablations": "yes"}):
         with pytest.raises(InputError, match="must be"):

@@ -62,23 +62,23 @@ def parse_method(text: str) -> tuple[str, dict]:
     """A method and its hyper-parameters out of one line, as parameter files write them; names of hyper-parameters are `build`'s matter.
 
     Raises:
-        InputError: unknown method, or something else than `name=number` or `name=number,number,...` after it.
+        InputError: unknown method, or something else than `name:number` or `name:number,number,...` after it.
 
-    >>> parse_method("sdd_dkd scales=1,2,4 beta=6")
+    >>> parse_method("sdd_dkd scales:1,2,4 beta:6")
     ('sdd_dkd', {'scales': [1, 2, 4], 'beta': 6})
     """
     name, *pairs = text.split() or [""]
     check_name("method", name, METHODS)
     hyper = {}
     for pair in pairs:
-        key, _, number = pair.partition("=")
+        key, _, number = pair.partition(":")
         try:
             value = ast.literal_eval(number)
             numbers = value if isinstance(value, tuple) else (value,)
             if key in hyper or (len(numbers) != 1 and key not in _LISTS) or any(type(one) not in (int, float) for one in numbers):
                 raise ValueError("form")
         except (ValueError, SyntaxError, MemoryError, RecursionError):
-            raise InputError(f"hyper-parameters of {name} are written name=number or name=number,number, each once; got {pair[:80]!r}") from None
+            raise InputError(f"hyper-parameters of {name} are written name:number or name:number,number, each once; got {pair[:80]!r}") from None
         hyper[key] = list(numbers) if key in _LISTS else value
     return name, hyper
 

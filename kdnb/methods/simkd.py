@@ -56,7 +56,7 @@ class SimKD(Method):
         (channels_s, *size_s), (_, *size_t) = shapes_s.final_map, shapes_t.final_map
         head_weight, head_bias = constant(head_of(teacher, "teacher"))
         head_bias = head_weight.new_zeros(len(head_weight)) if head_bias is None else head_bias
-        size = torch.tensor([min(pair) for pair in zip(size_s, size_t, strict=True)])
+        size = torch.tensor([min(pair) for pair in zip(size_s, size_t, strict=True)], device="cpu")
         self._make(channels_s, head_weight.clone(), head_bias.clone(), size)
 
     def _make(self, channels_s: int, head_weight: Tensor, head_bias: Tensor, size: Tensor) -> None:

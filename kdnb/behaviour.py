@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from kdnb import metrics
-from kdnb.data.tensors import Split
+from kdnb.data.tensors import Dataset, Split
 from kdnb.losses.datafree import batch_norm_terms
 from kdnb.models.frozen import frozen
 from kdnb.models.probes import BatchNormProbe
+from kdnb.randomness import generator_for
 from kdnb.synthesis import pooled_features
 from kdnb.training import predict_logits
 
@@ -80,3 +81,21 @@ def sort_by_confidence(teacher: nn.Module, split: Split) -> dict[str, tuple[Tens
 def titles(names: list[str], predicted: Tensor, confidence: Tensor) -> list[str]:
     """`name confidence` for a gallery, as in "7 0.99"."""
     return [f"{names[label]} {value:.2f}" for label, value in zip(predicted.tolist(), confidence.tolist(), strict=True)]
+
+
+def behaviour_sources(data: Dataset, synthetic: Tensor, asked: Tensor, count: int, seed: int = 0) -> dict[str, tuple[Tensor, Tensor | None]]:
+    """name -> (images, labels or None) of `private`, `test`, `synthetic` (the last of those given), `gaussian` and `uniform` noise.
+
+    Args:
+        synthetic, asked: (N, C, H, W) and (N,) images, oldest first, and the classes asked for. count: images of each source, at most
+            as many as there are.
+    """
+    rng = generator_for(seed, "noise", device=synthetic.device)
+    shape = (min(count, len(data.test)), data.channels, data.image_size, data.image_size)
+    return {
+        "private": (data.private.images[:count], data.private.labels[:count]),
+        "test": (data.test.images[:count], data.test.labels[:count]),
+        "synthetic": (synthetic[-count:], asked[-count:]),
+        "gaussian": (torch.randn(shape, generator=rng, device=synthetic.device).clamp(-1, 1), None),
+        "uniform": (torch.rand(shape, generator=rng, device=synthetic.device) * 2 - 1, None),
+    }

@@ -13,7 +13,7 @@ FLOORS = (
      "data", "models", "generators", "losses"},
     {"methods", "samplers", "attacks", "metrics"},
     {"training", "comparison", "datafree", "synthesis", "softlabels", "discovery", "archsearch", "bounds",
-     "softlabel_training", "generator_distillation", "reuse_study", "attack_study", "behaviour"},
+     "softlabel_training", "generator_loop", "generator_distillation", "reuse_study", "attack_study", "behaviour"},
     {"parameters", "planning", "kernel", "execute", "records", "reproducibility", "comparing", "stored", "sweep", "report", "plots"},
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}

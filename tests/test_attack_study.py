@@ -5,10 +5,12 @@ import torch
 from torch import nn
 
 from kdnb import attack_study
-from kdnb.attack_study import accuracy_at, attack, band, compare_sources, quantized, random_attack
+from kdnb.attack_study import accuracy_at, attack, attack_sources, band, compare_sources, quantized, random_attack
 from kdnb.data.tensors import Split
 from kdnb.errors import InputError
+from kdnb.generators.reusable import ReusableGenerator
 from kdnb.models import build
+from tests.test_datafree import FloatPrior
 
 
 @pytest.fixture(scope="module")
@@ -89,3 +91,19 @@ def test_a_band_holds_the_last_accuracy_where_a_search_has_ended():
               {"source": "x", "repeat": 1, "flips": 0, "accuracy": 0.8}, {"source": "x", "repeat": 1, "flips": 1, "accuracy": 0.6}]
     assert accuracy_at(curves[:2], 1) == 1.0 and accuracy_at(curves[:2], 9) == 0.2
     assert band(curves, "x", 2)[2] == {"flips": 2, "mean": pytest.approx(0.4), "low": 0.2, "high": 0.6}
+
+
+def test_every_source_gives_images_of_the_data_sets_shape_and_range():
+    from kdnb.data import load
+    from kdnb.training import fresh
+
+    data = load("digits", 8)
+    torch.manual_seed(0)
+    generator = ReusableGenerator(image_size=8, channels=1, latent_dim=6, width=4)
+    pool = torch.rand(30, 1, 8, 8) * 2 - 1
+    found = attack_sources(data, fresh("resnet8w4", data, 0).eval(), FloatPrior(), generator, pool, count=10, repeats=2, seed=1)
+    assert list(found) == ["real", "CADR", "pool", "reusable", "abandoned", "noise"]
+    for name, batches in found.items():
+        assert [tuple(images.shape) for images in batches] == [(10, 1, 8, 8)] * 2, name
+        assert max(float(images.abs().max()) for images in batches) <= 1 and not torch.equal(*batches), name
+    assert not torch.equal(found["reusable"][0], found["abandoned"][0])

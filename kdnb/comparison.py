@@ -33,9 +33,21 @@ class Setting(NamedTuple):
     hyper: dict = {}
 
     @classmethod
+    def make(cls, method: str, **hyper) -> "Setting":
+        """A setting that `methods.build` accepts, checked now rather than after a teacher was trained; None stands for the published value.
+
+        >>> Setting.make("kd", temperature=2.0, kd_weight=None)
+        Setting(method='kd', hyper={'temperature': 2.0})
+        """
+        hyper = {name: value for name, value in hyper.items() if value is not None}
+        methods.build(method, **hyper)
+        return cls(method, hyper)
+
+    @classmethod
     def read(cls, text: str) -> "Setting":
         """`Setting.read("dkd beta:2")`, as in parameter files."""
-        return cls(*methods.parse_method(text))
+        method, hyper = methods.parse_method(text)
+        return cls.make(method, **hyper)
 
 
 def one_at_a_time(setting: Setting) -> dict[str, dict[str, Setting]]:
@@ -103,12 +115,8 @@ def distil(setting: Setting, student: str, teacher: Trained, data: Dataset, reci
     Raises:
         InputError: what `methods.build`, `Method.bind` and `fit` refuse, or a class that there isn't.
     """
-    if omitted_class is not None and not 0 <= omitted_class < data.num_classes:
-        raise InputError(f"omitted_class must be one of {data.name}'s classes 0 to {data.num_classes - 1}, got {omitted_class}")
-    train = data.train if omitted_class is None else data.train.without_class(omitted_class)
-    net = fresh(student, data, seed)
-    method = methods.build(setting.method, **setting.hyper)
-    method.bind(net, teacher.model, (data.channels, data.image_size, data.image_size), data.num_classes, recipe.batch_size)
+    net, method = _bound(setting, student, teacher, data, recipe, seed)
+    train = data.train if omitted_class is None else data.train.without_class(_known_class(omitted_class, data))
     key = {"student": student, "method": setting.method, "hyper": method.hyper, "teacher": teacher.hash if method.needs_teacher else None,
            "dataset": data.name, "image_size": data.image_size, "data": train.hash, "recipe": dataclasses.asdict(recipe), "seed": seed}
 
@@ -121,6 +129,20 @@ def distil(setting: Setting, student: str, teacher: Trained, data: Dataset, reci
     net.load_state_dict(state["student"])
     method.load_state_dict(state["method"])
     return Distilled(net.eval(), method.eval(), state["history"], state["seconds"], recipe_key(key))
+
+
+def _bound(setting: Setting, student: str, teacher: Trained, data: Dataset, recipe: Recipe, seed: int) -> tuple[nn.Module, nn.Module]:
+    """An untrained student and its method, made for each other."""
+    net = fresh(student, data, seed)
+    method = methods.build(setting.method, **setting.hyper)
+    method.bind(net, teacher.model, (data.channels, data.image_size, data.image_size), data.num_classes, recipe.batch_size)
+    return net, method
+
+
+def _known_class(label: int, data: Dataset) -> int:
+    if not 0 <= label < data.num_classes:
+        raise InputError(f"omitted_class must be one of {data.name}'s classes 0 to {data.num_classes - 1}, got {label}")
+    return label
 
 
 def compare(settings: Mapping[str, Setting], student: str, teacher: Trained, data: Dataset, recipe: Recipe, seeds: Sequence[int], *,
@@ -138,8 +160,12 @@ def compare(settings: Mapping[str, Setting], student: str, teacher: Trained, dat
             kl_to_teacher: mean KL(teacher || student) at temperature 1, nats.
             extra_parameters: of the method, beside the student's own.
             seconds: of training, as measured when it happened. recipe, teacher: their hashes.
+    Raises:
+        InputError: as `distil`, for any of the settings before the first is trained.
     """
     settings = {name: Setting(method) for name, method in BASELINES.items()} | dict(settings)
+    for setting in settings.values():
+        _bound(setting, student, teacher, data, recipe, seed=0)
     cells = [(name, setting, seed) for name, setting in settings.items() for seed in seeds]
     rows = []
     for number, (name, setting, seed) in enumerate(cells, start=1):

@@ -128,6 +128,12 @@ def test_a_bad_setting_is_refused_in_one_sentence(data, teacher, setting, messag
     assert "\n" not in str(caught.value)
 
 
+def test_a_bad_setting_is_refused_before_the_first_is_trained(data, teacher, monkeypatch):
+    monkeypatch.setattr(comparison, "fit", None)
+    with pytest.raises(InputError, match="scales must begin with 1"):
+        compare({"x": Setting("sdd_kd", {"scales": [4]})}, "resnet8w4", teacher, data, RECIPE, [0])
+
+
 def test_a_bad_pair_class_or_network_is_refused(data, teacher):
     torch.manual_seed(0)
     stranger = Trained(build("resnet8w4", 7, 1).eval(), teacher.history, "89ab")
@@ -191,6 +197,13 @@ def test_one_hyper_parameter_is_changed_at_a_time():
         "scales": ["1", "1,2", "1,2,4"], "temperature": ["2", "4", "8"], "kd_weight": ["0.3", "0.9", "2.7"]}
     assert all(choice.hyper == {"warmup": 3, name: choice.hyper[name]} for name, choices in found.items() for choice in choices.values())
     assert list(one_at_a_time(Setting("dkd"))) == ["temperature"] and one_at_a_time(Setting("ce")) == {}
+
+
+def test_a_setting_is_checked_when_it_is_made():
+    with pytest.raises(InputError, match="did you mean 'beta'"):
+        Setting.read("dkd betaa:2")
+    with pytest.raises(InputError, match="scales must begin with 1"):
+        Setting.make("sdd_kd", scales=[2, 4], temperature=None)
 
 
 def test_a_setting_is_read_from_a_line():

@@ -14,6 +14,7 @@ from kdnb.errors import InputError, check_name
 
 ROOT = Path(__file__).resolve().parent
 DEMO = ("01_teacher", "02_synthesis", "03_fast_ad", "05_reusable_generator")
+DEMO_ASIDE = "05_reusable_generator"  # runs beside the others: two notebooks of one thread each fill two cores
 DEMO_METRICS = ("teacher_top1", "student_top1", "student_top1_noise", "student_top1_unguided", "student_top1_public",
                 "agreement_guided", "agreement_unguided", "student_top1_generator")
 LOCK = ("uv pip compile pyproject.toml --all-extras --group dev --universal --generate-hashes --no-emit-index-url --no-header "
@@ -49,6 +50,27 @@ def _run(plan, limit=None):
     return outcome
 
 
+@contextmanager
+def _beside(notebook: str, seed: str):
+    """Run a notebook in a process of its own; yields the function that waits for it, shows its last words and returns its exit code."""
+    process = subprocess.Popen([sys.executable, "-m", "invoke", "run", notebook, "-p", f"seed={seed}"], cwd=ROOT, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+    def finish() -> int:
+        if process.poll() is None:
+            print(f"waiting for {notebook}", flush=True)
+        words = process.communicate()[0].replace("\r", "\n").splitlines()
+        print("\n".join(line for line in words if line.startswith(notebook) and "cells" not in line or process.returncode), flush=True)
+        return process.returncode
+
+    try:
+        yield finish
+    finally:
+        if process.poll() is None:  # the others were interrupted
+            process.terminate()
+            process.wait()
+
+
 # --- running notebooks ---------------------------------------------------------------------------------------------------------
 
 @task(help={"seed": "random seed"})
@@ -61,7 +83,9 @@ def demo(context, seed="0"):
 
     with _one_sentence():
         plans = [plan(name, overrides={"seed": seed}) for name in DEMO]
-        codes = [_run(planned).exit_code for planned in plans]
+        with _beside(DEMO_ASIDE, seed) as finish:
+            codes = [_run(planned).exit_code for planned in plans if planned.notebook != DEMO_ASIDE]
+            codes.append(finish())
         page = build_report([planned.folder for planned in plans], outputs_root() / "demo", f"kdnb demo, seed {seed}")
     found = {row["metric"]: row["value"] for planned in plans for row in read_run(planned.folder).results}
     for name in DEMO_METRICS:

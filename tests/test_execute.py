@@ -116,7 +116,8 @@ def test_a_run_that_does_not_listen_is_killed(project, monkeypatch):
 def start_hanging() -> tuple[subprocess.Popen, Path]:
     """A runner in a process group of its own, inside the cell that waits for ever."""
     folder = plan("hangs").folder
-    code = "import sys; from kdnb.execute import plan, run_notebook; sys.exit(run_notebook(plan('hangs')).exit_code)"
+    code = ("import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
+            "from kdnb.execute import plan, run_notebook; sys.exit(run_notebook(plan('hangs')).exit_code)")
     runner = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL, start_new_session=True)
     while "before" not in (texts(folder) if (folder / "notebook.ipynb").is_file() else ""):
         assert runner.poll() is None

@@ -1,0 +1,91 @@
+"""Every long-running routine, killed by a real signal at every kind of place and started again, ends with the bits of an undisturbed one."""
+
+import multiprocessing
+import signal
+import subprocess
+from datetime import date
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from tests.slow.routines import ROUTINES, work
+
+ROOT = Path(__file__).parent.parent.parent
+STOPS = ("start", "middle of an epoch", "epoch edge", "last step", "in a save")
+SIGNALS = (signal.SIGTERM, signal.SIGKILL)
+CASES = [(name, stop, number) for name in ROUTINES for stop in STOPS for number in SIGNALS]
+ROTATING = 6
+
+pytestmark = [
+    pytest.mark.timeout(3600),
+    pytest.mark.skipif("forkserver" not in multiprocessing.get_all_start_methods(), reason="kills processes that a fork server started"),
+]
+
+
+def todays() -> set[int]:
+    """A few cases for every run of the suite: others with every commit, and without git with every day."""
+    try:
+        head = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
+        start = int(head[:8], 16)
+    except (OSError, subprocess.SubprocessError, ValueError):
+        start = date.today().toordinal()
+    return {(start + index * len(CASES) // ROTATING) % len(CASES) for index in range(ROTATING)}
+
+
+@cache
+def context():
+    """Children are forked from one process that has imported everything once, and trained nothing."""
+    found = multiprocessing.get_context("forkserver")
+    found.set_forkserver_preload(["tests.slow.routines"])
+    return found
+
+
+def child(*arguments) -> int:
+    process = context().Process(target=work, args=arguments)
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory):
+    """(hash, ticks, saves) of a routine that nothing stops; each is run once, with a folder, and without one for its hash."""
+    @cache
+    def run(name: str) -> tuple[str, int, int]:
+        folder = tmp_path_factory.mktemp("undisturbed")
+        assert child(name, None, 0, 0, False, str(folder / "free")) == 0
+        assert child(name, str(folder / "kept"), 0, 0, False, str(folder / "answer")) == 0
+        (free, *_), (kept, ticks, saves) = ((folder / answer).read_text().split() for answer in ("free", "answer"))
+        assert free == kept, "saving changes the result"
+        return free, int(ticks), int(saves)
+
+    return run
+
+
+def place(stop: str, ticks: int, saves: int, epochs: int) -> int:
+    """The tick, or the save, at which a routine dies."""
+    epoch = ticks // epochs
+    edge = epoch + 1 if epochs > 1 else ticks // 3
+    return {"start": 1, "middle of an epoch": min(edge + (epoch + 1) // 2, ticks), "epoch edge": edge, "last step": ticks,
+            "in a save": (saves + 1) // 2}[stop]
+
+
+@pytest.mark.parametrize(("name", "stop", "number"), [
+    pytest.param(*case, marks=() if index in todays() else pytest.mark.slow, id="-".join([case[0], case[1], case[2].name]))
+    for index, case in enumerate(CASES)])
+def test_a_killed_routine_resumes_bit_for_bit(name, stop, number, undisturbed, tmp_path, record_property):
+    expected, ticks, saves = undisturbed(name)
+    at, in_save, folder, answer = place(stop, ticks, saves, ROUTINES[name].epochs), stop == "in a save", str(tmp_path / "kept"), tmp_path / "answer"
+    assert child(name, folder, at, number, in_save, str(answer)) == -number
+    assert not answer.exists()
+    assert child(name, folder, 0, 0, False, str(answer)) == 0
+    found, again, _ = answer.read_text().split()
+    assert found == expected
+    if ROUTINES[name].keeps and stop in ("middle of an epoch", "epoch edge", "last step"):
+        assert int(again) < ticks, "it started again from nothing"
+    record_property("resume cases", 1)
+
+
+def test_there_are_at_least_a_hundred_cases_and_a_few_of_them_in_every_run():
+    assert len(CASES) >= 100 and len(todays()) == ROTATING

@@ -14,7 +14,7 @@ from kdnb.errors import InputError, check_name
 
 ROOT = Path(__file__).resolve().parent
 DEMO = ("01_teacher", "02_synthesis", "03_fast_ad", "05_reusable_generator")
-DEMO_ASIDE = "05_reusable_generator"  # runs beside the others: two notebooks of one thread each fill two cores
+DEMO_ASIDE = "03_fast_ad"  # runs beside the others: two notebooks of one thread each fill two cores
 DEMO_METRICS = ("teacher_top1", "student_top1", "student_top1_noise", "student_top1_unguided", "student_top1_public",
                 "agreement_guided", "agreement_unguided", "student_top1_generator")
 LOCK = ("uv pip compile pyproject.toml --all-extras --group dev --universal --generate-hashes --no-emit-index-url --no-header "

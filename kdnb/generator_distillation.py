@@ -73,23 +73,26 @@ class Task(NamedTuple):
         return self.history[-1]["top1"]
 
 
-def reusable_parts(task: Task, teacher: nn.Module, rule: str = "gan1", seed: int = 0) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """State dicts (branch, decoder) that a later task starts from.
+def reused_branch(task: Task, teacher: nn.Module, rule: str = "gan1", seed: int = 0) -> str:
+    """Name of the branch that a later task starts from, "gan1" or "gan2".
 
     Args:
         rule: "gan1" (as released) or "gan2"; "less_active": the branch whose images excite the teacher less, the rule that the
             released code contains and never calls; "more_active": its opposite.
     """
     check_name("branch rule", rule, BRANCH_RULES)
-    branch = rule
-    if rule not in ("gan1", "gan2"):
-        device = next(task.generator.parameters()).device
-        rng = generator_for(seed, "branch", device=device)
-        z = draw_latents(256, task.generator.latent_dim, rng, device)
-        branch = less_active_branch(task.generator, lambda images: teacher(images, return_features=True).pooled, z, rng)
-        if rule == "more_active":
-            branch = {"gan1": "gan2", "gan2": "gan1"}[branch]
-    return export_parts(task.generator, branch)
+    if rule in ("gan1", "gan2"):
+        return rule
+    device = next(task.generator.parameters()).device
+    rng = generator_for(seed, "branch", device=device)
+    z = draw_latents(256, task.generator.latent_dim, rng, device)
+    less = less_active_branch(task.generator, lambda images: teacher(images, return_features=True).pooled, z, rng)
+    return less if rule == "less_active" else {"gan1": "gan2", "gan2": "gan1"}[less]
+
+
+def reusable_parts(task: Task, teacher: nn.Module, rule: str = "gan1", seed: int = 0) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """State dicts (branch, decoder) that a later task starts from; the branch is chosen by `reused_branch`."""
+    return export_parts(task.generator, reused_branch(task, teacher, rule, seed))
 
 
 def _relevant(config: GeneratorConfig) -> dict:

@@ -26,6 +26,7 @@ from kdnb.errors import InputError, check_name
 from kdnb.methods import METHODS, parse_method
 
 _MAX_NOTEBOOK = 20_000_000  # bytes; a notebook of ours is under 600 KB
+_BRANCH_RULES = ("gan1", "gan2", "less_active", "more_active")
 
 
 class Parameter(NamedTuple):
@@ -111,8 +112,21 @@ def _choices(kind: str, names: Iterable[str], help: str) -> Parameter:
             raise ValueError("twice")
         return [check_name(kind, value, names) for value in values]
 
-    kind_of = Annotated[list[str], Field(max_length=100), AfterValidator(different)]
+    kind_of = Annotated[list[str], Field(min_length=1, max_length=100), AfterValidator(different)]
     return Parameter("list[str]", kind_of, f"a list of different names out of {', '.join(names)}", help)
+
+
+def _models(help: str) -> Parameter:
+    """A list of different architectures."""
+    def known(values: list[str]) -> list[str]:
+        if len(set(values)) != len(values):
+            raise ValueError("twice")
+        for value in values:
+            models.find(value)
+        return values
+
+    kind = Annotated[list[str], Field(min_length=1, max_length=100), AfterValidator(known)]
+    return Parameter("list[str]", kind, "a list of different names of kdnb.models.MODELS", help)
 
 
 def _flag(help: str) -> Parameter:
@@ -142,6 +156,7 @@ PARAMETERS: dict[str, Parameter] = {
     # networks
     "model": _model("architecture"),
     "teacher": _model("teacher architecture"),
+    "teachers": _models("teacher architectures to compare"),
     "student": _model("student architecture"),
     "judge": _model("architecture of the independent judge"),
     "teacher_checkpoint": _text(r"[^\x00\n]*", "the path of a checkpoint, or empty", "teacher weights to use instead of training a teacher"),
@@ -199,7 +214,8 @@ PARAMETERS: dict[str, Parameter] = {
     "next_epochs": _integer(1, 100_000, "rounds of the task that reuses the generator"),
     "modes": _choices("generator mode", ("anew", "reuse_common", "reuse_finetune", "reuse_fix"), "initial states and rates of the generator"),
     "hard_losses": _choices("hard loss", ("none", "no_aea", "aea"), "kinds of hard loss to compare"),
-    "branch_rule": _choice("branch rule", ("gan1", "gan2", "less_active", "more_active"), "which branch of the generator is reused"),
+    "branch_rule": _choice("branch rule", _BRANCH_RULES, "which branch of the generator is reused"),
+    "branch_rules": _choices("branch rule", _BRANCH_RULES, "rules, by which a branch of the generator is chosen for reuse, to compare"),
     "latent_dim": _integer(1, 100_000, "length of the latent vector"),
     "generator_width": _integer(1, 10_000, "channels of the generator's last convolution"),
     "perturbation_width": _integer(1, 10_000, "channels of the perturbation network's first convolution"),
@@ -243,6 +259,12 @@ def _buffers(values: Mapping) -> str | None:
         return f"small_buffer must be below buffer_size, got {values['small_buffer']} and {values['buffer_size']}"
 
 
+def _modes(values: Mapping) -> str | None:
+    modes = values.get("modes", ["anew", "reuse_common"])
+    if "anew" not in modes or len(modes) < 2:
+        return f"modes must hold anew and at least one mode to compare with it, got {', '.join(modes)}"
+
+
 def _guidance(values: Mapping) -> str | None:
     if values.get("ce_weight") == 0 and values.get("bn_weight") == 0 and values.get("lambda_max"):
         return "ce_weight and bn_weight are both 0, which leaves guidance nothing to follow; set lambda_max to 0 for plain sampling"
@@ -265,7 +287,7 @@ def _evolution(values: Mapping) -> str | None:
         return f"tournament, population and budget must not fall, got {', '.join(map(str, found))}"
 
 
-CONFLICTS = (_buffers, _guidance, _thresholds, _draws, _evolution)
+CONFLICTS = (_buffers, _modes, _guidance, _thresholds, _draws, _evolution)
 
 
 # --- checking values -----------------------------------------------------------------------------------------------------------

@@ -1,9 +1,10 @@
-"""Does a reused generator converge faster than a new one? Runs over modes and seeds, and the numbers that answer."""
+"""Does a reused generator converge faster than a new one? Runs over modes, branches and seeds, and the numbers that answer."""
 
 from collections.abc import Callable, Mapping, Sequence
 
 from kdnb.data.tensors import Dataset
-from kdnb.generator_distillation import Task, generator_config, generator_task, reusable_parts
+from kdnb.generator_distillation import Task, generator_config, generator_task, reused_branch
+from kdnb.generators.reusable import export_parts
 from kdnb.training import teacher_recipe, train_or_load
 
 
@@ -29,25 +30,32 @@ def convergence(task: Task, target: float) -> dict[str, float | None]:
 
 
 def reuse_study(data: Dataset, teacher: str, next_teacher: str, student: str, modes: Sequence[str], seeds: Sequence[int], values: Mapping,
-                target: float, branch_rule: str = "gan1") -> tuple[list[dict], dict[tuple[str, int], Task]]:
-    """First task, then the second in every mode, for every seed: teachers, generators and students all differ between seeds.
+                target: float, branch_rules: Sequence[str] = ("gan1",)) -> tuple[list[dict], dict[tuple[str, int], Task]]:
+    """First task, then the second in every setting, for every seed: teachers, generators and students all differ between seeds.
+
+    A setting is `anew`, or a reuse mode with a branch rule, "reuse_common gan2"; the rule is left out where there is one only.
 
     Args:
         values: parameters as `generator_config` takes them, and `next_epochs`.
+        branch_rules: of `reused_branch`. Rules that choose the same branch share their run.
     Returns:
-        One row a mode and seed: `setting` (the mode), `seed` and what `convergence` measures; and the tasks by (mode, seed).
+        One row a setting and seed: `setting`, `seed`, `branch` (that was reused) and what `convergence` measures; the tasks by
+        (setting, seed).
     """
+    choices = [(mode, rule) for mode in modes for rule in (branch_rules if mode != "anew" else (None,))]
     rows, tasks = [], {}
     for seed in seeds:
         source = train_or_load(teacher, data, teacher_recipe(data), seed=seed, description=f"teacher, seed {seed}")
         target_teacher = train_or_load(next_teacher, data, teacher_recipe(data), seed=seed, description=f"next teacher, seed {seed}")
         first = generator_task(data, source, student, generator_config(data, values), seed=seed, description=f"first task, seed {seed}")
-        parts = reusable_parts(first, source.model, branch_rule, seed)
-        for mode in modes:
-            config = generator_config(data, values, epochs=values["next_epochs"])
-            task = generator_task(data, target_teacher, student, config, mode=mode, parts=None if mode == "anew" else parts, seed=seed)
-            tasks[mode, seed] = task
-            rows.append({"setting": mode, "seed": seed, "first_task_top1": first.top1} | convergence(task, target))
+        config = generator_config(data, values, epochs=values["next_epochs"])
+        for mode, rule in choices:
+            setting = mode if rule is None or len(branch_rules) == 1 else f"{mode} {rule}"
+            branch = rule and reused_branch(first, source.model, rule, seed)
+            parts = branch and export_parts(first.generator, branch)
+            task = generator_task(data, target_teacher, student, config, mode=mode, parts=parts, seed=seed, description=f"{setting}, seed {seed}")
+            tasks[setting, seed] = task
+            rows.append({"setting": setting, "seed": seed, "branch": branch, "first_task_top1": first.top1} | convergence(task, target))
     return rows, tasks
 
 

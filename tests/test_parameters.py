@@ -76,6 +76,9 @@ def test_values_that_exclude_each_other_are_refused():
         resolve({"small_buffer": 64, "buffer_size": 64})
     with pytest.raises(InputError, match="nothing to follow"):
         resolve({"ce_weight": 0, "bn_weight": 0, "lambda_max": 1.5})
+    for modes in (["anew"], ["reuse_common", "reuse_fix"]):
+        with pytest.raises(InputError, match="modes must hold anew and at least one mode"):
+            resolve({"modes": modes})
 
 
 def test_zero_weights_are_fine_without_guidance():
@@ -86,6 +89,17 @@ def test_none_is_a_value_only_where_the_table_says_so():
     assert resolve({"temperature": None, "scales": None, "omitted_class": None}) == {"temperature": None, "scales": None, "omitted_class": None}
     with pytest.raises(InputError, match="epochs must be .*, got None"):
         resolve({"epochs": None})
+
+
+def test_lists_of_names_are_checked():
+    assert resolve({"teachers": ["vgg8q", "resnet8"], "branch_rules": ["gan2", "less_active"]})["teachers"] == ["vgg8q", "resnet8"]
+    with pytest.raises(InputError, match="teachers: unknown model 'resnt8'.*did you mean 'resnet8'"):
+        resolve({"teachers": ["vgg8q", "resnt8"]})
+    with pytest.raises(InputError, match="branch_rules: .*'gan3'.*did you mean 'gan"):
+        resolve({"branch_rules": ["gan3"]})
+    for wrong in ({"teachers": []}, {"teachers": ["vgg8q"] * 2}, {"teachers": "vgg8q"}, {"branch_rules": []}, {"branch_rules": ["gan1"] * 2}):
+        with pytest.raises(InputError, match="must be a list of different names"):
+            resolve(wrong)
 
 
 def test_lists_of_methods_and_flags_are_checked():
@@ -111,12 +125,14 @@ def test_parameters_are_read_as_attributes():
 
 
 def test_choices_agree_with_the_code_that_uses_them():
+    from kdnb.generator_distillation import BRANCH_RULES
     from kdnb.samplers.cadr import GATES
     from kdnb.samplers.diffusion import SOLVERS
     from kdnb.training import LAYOUTS, PRECISIONS
 
-    for name, choices in {"gate": GATES, "solver": SOLVERS, "layout": LAYOUTS, "precision": PRECISIONS}.items():
+    for name, choices in {"gate": GATES, "solver": SOLVERS, "layout": LAYOUTS, "precision": PRECISIONS, "branch_rule": BRANCH_RULES}.items():
         assert PARAMETERS[name].allowed == f"one of {', '.join(choices)}"
+    assert PARAMETERS["branch_rules"].allowed.endswith(" ".join(f"{rule}," for rule in BRANCH_RULES)[:-1])
 
 
 def test_every_line_of_the_table_says_what_is_allowed_and_what_for():

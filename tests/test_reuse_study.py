@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from kdnb import reuse_study
 from kdnb.generator_distillation import Task
 from kdnb.reuse_study import convergence, mean_curve
 
@@ -27,3 +28,29 @@ def test_a_target_that_is_missed_has_no_round():
 def test_a_mean_curve_has_the_range_of_its_runs():
     curve = mean_curve([[{"x": 1.0}, {"x": 4.0}], [{"x": 3.0}, {"x": 4.0}]], lambda row: row["x"])
     assert curve == [{"at": 1, "mean": 2.0, "low": 1.0, "high": 3.0}, {"at": 2, "mean": 4.0, "low": 4.0, "high": 4.0}]
+
+
+def test_settings_are_modes_with_rules_and_rules_that_choose_alike_share_a_run(monkeypatch):
+    from types import SimpleNamespace
+
+    made = []
+
+    def generator_task(data, teacher, student, config, *, mode="anew", parts=None, seed=0, description=None):
+        made.append((mode, parts, seed))
+        return task((8.0, 2.0, 0.1))
+
+    trained = SimpleNamespace(model=nn.Identity())
+    for name, stand_in in {
+        "train_or_load": lambda *_, **__: trained, "teacher_recipe": lambda _: None, "generator_config": lambda *_, **__: None,
+        "generator_task": generator_task, "export_parts": lambda _, branch: branch,
+        "reused_branch": lambda first, teacher, rule, seed: {"less_active": "gan2"}.get(rule, rule),
+    }.items():
+        monkeypatch.setattr(reuse_study, name, stand_in)
+    values, modes = {"next_epochs": 1}, ["anew", "reuse_common", "reuse_fix"]
+    rows, tasks = reuse_study.reuse_study(None, "a", "b", "c", modes, [4, 5], values, 0.5, ["gan1", "less_active"])
+    settings = ["anew", "reuse_common gan1", "reuse_common less_active", "reuse_fix gan1", "reuse_fix less_active"]
+    assert [(row["setting"], row["seed"]) for row in rows] == list(tasks) == [(setting, seed) for seed in (4, 5) for setting in settings]
+    assert [row["branch"] for row in rows[:3]] == [None, "gan1", "gan2"]
+    assert made[:4] == [("anew", None, 4), ("anew", None, 4), ("reuse_common", "gan1", 4), ("reuse_common", "gan2", 4)]
+    rows, _ = reuse_study.reuse_study(None, "a", "b", "c", modes, [0], values, 0.5)
+    assert [row["setting"] for row in rows] == modes

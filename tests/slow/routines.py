@@ -17,9 +17,9 @@ from typing import NamedTuple
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from kdnb import archsearch, attack_study, bounds, datafree, generator_distillation, methods, softlabels, training
+from kdnb import archsearch, attack_study, bounds, datafree, discovery, generator_distillation, methods, softlabels, training
 from kdnb.attacks import bit_flip
-from kdnb.checkpoints import artifact, state_hash
+from kdnb.checkpoints import state_hash
 from kdnb.data.tensors import Split
 from kdnb.generators import diffusion_training
 from kdnb.losses.soft_labels import compress_labels
@@ -39,7 +39,6 @@ class Routine(NamedTuple):
     run: Callable[[Path | None], dict]
     epochs: int = 3
     tick: tuple[object, str] | None = None
-    keeps: bool = True  # False: starts again from nothing, which must give the same
 
 
 def images(count: int, channels: int = 3, size: int = 16, seed: int = 0) -> torch.Tensor:
@@ -123,16 +122,24 @@ def replay(folder: Path | None) -> dict:
 
 
 def search(folder: Path | None) -> dict:
-    """Evolution has no state of its own: it is an artifact that a killed maker makes again."""
-    space = archsearch.SearchSpace(depths=(8, 14), widths=((4, 8), (8,), (8,)))
+    space = archsearch.SearchSpace(depths=(8, 14), widths=((4, 8), (4, 8), (8,)))
     score = archsearch.diswot_scorer(partial(build, "resnet20", 3, 1, depth=8, widths=(8, 8, 8, 8)), images(6, 1, 8), torch.arange(6) % 3, 3,
                                      in_channels=1)
+    history = archsearch.evolve(score, space, population=3, tournament=2, budget=12, folder=folder)
+    return {"history": [{"architecture": str(one.architecture), "score": one.score} for one in history]}
 
-    def make(_: Path) -> list:
-        history = archsearch.evolve(score, space, population=3, tournament=2, budget=12)
-        return [{"architecture": str(one.architecture), "score": one.score} for one in history]
 
-    return {"history": make(Path()) if folder is None else artifact("search", {"x": 1}, make, folder)}
+def novel_classes(folder: Path | None) -> dict:
+    """Both stages: four known classes, then two more without labels."""
+    pictures, labels, recipe = images(36, 1, 8), torch.arange(36) % 6, training.Recipe(epochs=3, batch_size=8, lr=0.02)
+    known, new, test = labels < 4, labels >= 4, Split(images(12, 1, 8, 1), torch.arange(12) % 6)
+    unlabelled = Split(pictures[new], torch.full((12,), -1))
+    task = discovery.Task(4, 2, Split(pictures[known], labels[known]), unlabelled, test, test.subset(test.labels < 4))
+    old = discovery.CosineNet(network(num_classes=6, channels=1), 4, 1)
+    stages = [folder and folder / name for name in ("known", "all")]
+    first = training.fit(old, task.known, task.test_known, recipe, seed=5, folder=stages[0])
+    found, second = discovery.discover(old, task, recipe, num_heads=2, seed=5, folder=stages[1])
+    return {"old": old.state_dict(), "new": found.state_dict(), "head": found.head, "history": first.history + second.history}
 
 
 ROUTINES: dict[str, Routine] = {
@@ -151,7 +158,8 @@ ROUTINES: dict[str, Routine] = {
     "VID bound": Routine(vid_bound),
     "label store": Routine(label_store, tick=(softlabels, "_ask")),
     "replay of labels": Routine(replay),
-    "search": Routine(search, tick=(archsearch, "diswot_score"), epochs=1, keeps=False),
+    "search": Routine(search, tick=(archsearch, "diswot_score"), epochs=1),
+    "discovery": Routine(novel_classes, epochs=6),
 }
 
 

@@ -194,8 +194,8 @@ def test_a_line_of_a_parameter_file_is_a_method_with_hyper_parameters(text, expe
 
 
 @pytest.mark.parametrize("text", [
-    "", "kdd", "kd 2", "kd temperature", "kd temperature=2", "kd temperature:", "kd temperature:True", "kd temperature:print(1)", "kd temperature:1,2",
-    "kd temperature:1 temperature:2", "kd :2", "kd temperature:'4'", "kd temperature:" + "(" * 500,
+    "", "kdd", "kd 2", "kd temperature", "kd temperature=2", "kd temperature:", "kd temperature:True", "kd temperature:print(1)",
+    "kd temperature:1,2", "kd temperature:1 temperature:2", "kd :2", "kd temperature:'4'", "kd temperature:" + "(" * 500,
 ])
 def test_a_line_of_another_form_is_refused(text):
     with pytest.raises(InputError):

@@ -119,7 +119,7 @@ def bars(values: Mapping[str, Sequence[float] | float], ylabel: str, title: str 
          size: tuple[float, float] = (6.0, 3.0), ylim: tuple | None = None):
     """One bar per name: the mean over seeds, with every single value as a dot."""
     figure, axis = plt.subplots(figsize=size)
-    for index, (name, found) in enumerate(values.items()):
+    for index, found in enumerate(values.values()):
         points = np.atleast_1d(np.asarray(found, dtype=float))
         axis.bar(index, points.mean(), color=COLOURS[index % len(COLOURS)], alpha=0.75)
         if len(points) > 1:

@@ -63,7 +63,7 @@ def attack(model: nn.Module, images: Tensor, test: Split, num_classes: int, *, m
     rows, exhausted = [], False
     if path is not None and path.exists():
         state = load_state(path)
-        if state["identity"] != identity:
+        if not isinstance(state, dict) or state.get("identity") != identity:
             raise InputError(f"{path.name} is the trail of another network or of other images; delete it or use another folder")
         search.load_state_dict(state["search"])
         rows, exhausted = state["rows"], state["exhausted"]
@@ -104,29 +104,28 @@ def random_attack(model: nn.Module, test: Split, counts: Sequence[int], *, bits:
     return rows
 
 
-def compare_sources(model: nn.Module, sources: Mapping[str, Sequence[Tensor]], test: Split, num_classes: int, *, max_flips: int = 30,
-                    bits: int = 8, k_top: int = 10, folder: Path | None = None) -> tuple[list[dict], list[dict], list[dict]]:
-    """Attack one network with several sources of images, several batches of each.
+def compare_sources(models: Mapping[str, nn.Module], sources: Mapping[str, Mapping[str, Sequence[Tensor]]], test: Split, num_classes: int, *,
+                    max_flips: int = 30, bits: int = 8, k_top: int = 10, folder: Path | None = None) -> tuple[list[dict], list[dict], list[dict]]:
+    """Attack several networks with several sources of images each, several batches of each source.
 
     Args:
-        sources: name -> attack batches, one a repeat. Others: as `attack`.
+        models: name -> network. sources: name of the network -> name of the source -> attack batches, one a repeat. Others: as `attack`.
     Returns:
-        curves: one row a step: `source`, `repeat`, `flips`, `accuracy`, `loss`, `layer`.
-        trails: one row a flip: `source`, `repeat`, `layer`, `index`, `bit`, `before`, `after`.
-        summary: one row an attack: `source`, `repeat`, `flips`, `reached` (chance level), `left` (last accuracy). Where chance was not
-            reached `flips` is what was spent, a lower bound.
+        Rows that begin with `teacher` (name of the network), `source`, `repeat`. curves: one row a step, and `flips`, `accuracy`, `loss`,
+        `layer`. trails: one row a flip, and `layer`, `index`, `bit`, `before`, `after`. summary: one row an attack, and `flips`, `reached`
+        (chance level), `left` (last accuracy). Where chance was not reached `flips` is what was spent, a lower bound.
     """
     curves, trails, summary = [], [], []
-    for name, batches in sources.items():
-        for repeat, images in enumerate(batches):
-            place = folder / f"{name}-{repeat}".replace(" ", "_") if folder is not None else None
-            found = attack(model, images, test, num_classes, max_flips=max_flips, bits=bits, k_top=k_top, folder=place,
-                           description=f"{name}, repeat {repeat}")
-            who = {"source": name, "repeat": repeat}
-            curves += [who | row for row in found.rows]
-            trails += [who | flip for flip in found.trail]
-            last = found.rows[-1]
-            summary.append(who | {"flips": found.to_chance or last["flips"], "reached": found.to_chance is not None, "left": last["accuracy"]})
+    tasks = [(teacher, source, repeat) for teacher in models for source, batches in sources[teacher].items() for repeat in range(len(batches))]
+    for teacher, source, repeat in tasks:
+        place = folder / f"{teacher}-{source}-{repeat}".replace(" ", "_") if folder is not None else None
+        found = attack(models[teacher], sources[teacher][source][repeat], test, num_classes, max_flips=max_flips, bits=bits, k_top=k_top,
+                       folder=place, description=f"{teacher}, {source}, repeat {repeat}")
+        who = {"teacher": teacher, "source": source, "repeat": repeat}
+        curves += [who | row for row in found.rows]
+        trails += [who | flip for flip in found.trail]
+        last = found.rows[-1]
+        summary.append(who | {"flips": found.to_chance or last["flips"], "reached": found.to_chance is not None, "left": last["accuracy"]})
     return curves, trails, summary
 
 
@@ -136,10 +135,12 @@ def accuracy_at(rows: Sequence[Mapping], flips: int) -> float:
 
 
 def band(curves: Sequence[Mapping], source: str, max_flips: int) -> list[dict]:
-    """Mean, lowest and highest accuracy over repeats at 0, 1, ..., max_flips flips."""
-    own = [row for row in curves if row["source"] == source]
-    repeats = [[row for row in own if row["repeat"] == repeat] for repeat in dict.fromkeys(row["repeat"] for row in own)]
-    table = torch.tensor([[accuracy_at(rows, flips) for flips in range(max_flips + 1)] for rows in repeats], dtype=torch.float64)
+    """Mean, lowest and highest accuracy over teachers and repeats at 0, 1, ..., max_flips flips."""
+    attacks: dict[tuple, list[Mapping]] = {}
+    for row in curves:
+        if row["source"] == source:
+            attacks.setdefault((row["teacher"], row["repeat"]), []).append(row)
+    table = torch.tensor([[accuracy_at(rows, flips) for flips in range(max_flips + 1)] for rows in attacks.values()], dtype=torch.float64)
     lines = zip(table.mean(0).tolist(), table.amin(0).tolist(), table.amax(0).tolist(), strict=True)
     return [{"flips": flips, "mean": mean, "low": low, "high": high} for flips, (mean, low, high) in enumerate(lines)]
 

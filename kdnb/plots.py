@@ -4,6 +4,7 @@ Colours are Okabe and Ito's, told apart by colour-blind readers; axes carry unit
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -255,15 +256,23 @@ def heatmaps(matrices: Mapping[str, Tensor], xlabel: str, ylabel: str, rows: Seq
 def bands(series: Mapping[str, Sequence[Mapping]], xlabel: str, ylabel: str, title: str = "", *, x: str = "flips", log: bool = False,
           reference: Mapping[str, float] | None = None, size: tuple[float, float] = (6.5, 3.2)):
     """Means as lines over the range from lowest to highest: rows with `x`, `mean`, `low`, `high`."""
-    figure, axis = plt.subplots(figsize=size)
-    for index, (name, rows) in enumerate(series.items()):
-        at = [row[x] for row in rows]
-        axis.plot(at, [row["mean"] for row in rows], label=name, linewidth=1.6, color=COLOURS[index])
-        axis.fill_between(at, [row["low"] for row in rows], [row["high"] for row in rows], alpha=0.15, linewidth=0, color=COLOURS[index])
-    for name, level in (reference or {}).items():
-        axis.axhline(level, color="0.4", linestyle="--", linewidth=1, label=name)
-    axis.set(xlabel=xlabel, ylabel=ylabel, title=title, yscale="log" if log else "linear")
-    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return band_panels({title: series}, xlabel, ylabel, x=x, log=log, reference=reference, size=size)
+
+
+def band_panels(panels: Mapping[str, Mapping[str, Sequence[Mapping]]], xlabel: str, ylabel: str, *, x: str = "flips", log: bool = False,
+                reference: Mapping[str, float] | None = None, size: tuple[float, float] = (4.2, 3.0)):
+    """`bands` side by side, `panels[title][series]`: the same series in each, one legend, one vertical axis. `size` is of one panel."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(size[0] * len(panels), size[1]), sharey=True, squeeze=False)
+    for axis, (title, series) in zip(axes[0], panels.items(), strict=True):
+        for colour, (name, rows) in zip(cycle(COLOURS), series.items(), strict=False):
+            at = [row[x] for row in rows]
+            axis.plot(at, [row["mean"] for row in rows], label=name, linewidth=1.6, color=colour)
+            axis.fill_between(at, [row["low"] for row in rows], [row["high"] for row in rows], alpha=0.15, linewidth=0, color=colour)
+        for name, level in (reference or {}).items():
+            axis.axhline(level, color="0.4", linestyle="--", linewidth=1, label=name)
+        axis.set(xlabel=xlabel, title=title, yscale="log" if log else "linear")
+    axes[0][0].set_ylabel(ylabel)
+    axes[0][-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return _done(figure)
 
 

@@ -80,17 +80,24 @@ def test_random_counts_must_rise(model, test_split):
         random_attack(model, test_split, [5, 2])
 
 
-def test_sources_are_compared_over_their_repeats(tmp_path, model, test_split):
-    curves, trails, summary = compare_sources(model, {"a": [images(0), images(1)], "b": [images(2)]}, test_split, 4, max_flips=2, folder=tmp_path)
-    assert [(row["source"], row["repeat"]) for row in summary] == [("a", 0), ("a", 1), ("b", 0)]
-    assert {row["source"] for row in curves} == {"a", "b"} and {"layer", "index", "bit", "before", "after"} <= set(trails[0])
+def test_sources_are_compared_over_their_networks_and_repeats(tmp_path, model, test_split):
+    sources = {"one": {"a": [images(0), images(1)], "b": [images(2)]}, "two": {"b": [images(2)]}}
+    curves, trails, summary = compare_sources({"one": model, "two": model}, sources, test_split, 4, max_flips=2, folder=tmp_path)
+    attacks = [("one", "a", 0), ("one", "a", 1), ("one", "b", 0), ("two", "b", 0)]
+    assert [(row["teacher"], row["source"], row["repeat"]) for row in summary] == attacks
+    assert {(row["teacher"], row["source"]) for row in curves} == {("one", "a"), ("one", "b"), ("two", "b")}
+    assert {"layer", "index", "bit", "before", "after"} <= set(trails[0])
+    assert len(list(tmp_path.rglob("trail.safetensors"))) == len(attacks)
+    same = [[row["accuracy"] for row in curves if (row["teacher"], row["source"]) == (teacher, "b")] for teacher in ("one", "two")]
+    assert same[0] == same[1]
 
 
-def test_a_band_holds_the_last_accuracy_where_a_search_has_ended():
-    curves = [{"source": "x", "repeat": 0, "flips": 0, "accuracy": 1.0}, {"source": "x", "repeat": 0, "flips": 2, "accuracy": 0.2},
-              {"source": "x", "repeat": 1, "flips": 0, "accuracy": 0.8}, {"source": "x", "repeat": 1, "flips": 1, "accuracy": 0.6}]
+def test_a_band_spans_teachers_and_repeats_and_holds_the_last_accuracy_where_a_search_has_ended():
+    rows = [("t", 0, 0, 1.0), ("t", 0, 2, 0.2), ("t", 1, 0, 0.8), ("t", 1, 1, 0.6), ("u", 0, 0, 0.9), ("u", 0, 1, 0.1)]
+    curves = [dict(zip(("teacher", "repeat", "flips", "accuracy"), row, strict=True)) | {"source": "x"} for row in rows]
     assert accuracy_at(curves[:2], 1) == 1.0 and accuracy_at(curves[:2], 9) == 0.2
-    assert band(curves, "x", 2)[2] == {"flips": 2, "mean": pytest.approx(0.4), "low": 0.2, "high": 0.6}
+    assert band(curves, "x", 2)[2] == {"flips": 2, "mean": pytest.approx(0.3), "low": 0.1, "high": 0.6}
+    assert band(curves[:4], "x", 2)[2] == {"flips": 2, "mean": pytest.approx(0.4), "low": 0.2, "high": 0.6}
 
 
 def test_every_source_gives_images_of_the_data_sets_shape_and_range():

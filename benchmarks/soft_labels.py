@@ -14,11 +14,13 @@ from pathlib import Path
 import torch
 
 from kdnb import methods
+from kdnb.classifiers import fresh
 from kdnb.data import load
 from kdnb.data.tensors import Split
 from kdnb.softlabel_training import ReplaySplit, StoredLabels, forward_cost
 from kdnb.softlabels import make_store
-from kdnb.training import Recipe, fit, fresh
+from kdnb.training import fit
+from kdnb.training_recipe import Recipe
 
 STUDENT, TEACHER, EPOCHS, NUM_DRAW = "resnet8w8", "resnet8", 8, 2
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from kdnb import methods
 from kdnb.checkpoints import Checkpointer, artifact
+from kdnb.classifiers import Trained
 from kdnb.comparison import Setting
 from kdnb.data.tensors import Dataset
 from kdnb.errors import InputError
@@ -23,7 +24,8 @@ from kdnb.losses.zero_cost import classifier_gradient, diswot_score
 from kdnb.models import build
 from kdnb.progress import progress
 from kdnb.randomness import generator_for, seed_everything
-from kdnb.training import Recipe, Trained, fit
+from kdnb.training import fit
+from kdnb.training_recipe import Recipe
 
 _SAVE_EVERY = 10  # individuals between checkpoints; what a kill can cost
 

@@ -17,6 +17,7 @@ from kdnb.attacks.quantization import Quantization
 from kdnb.checkpoints import load_state, save_state, state_hash
 from kdnb.data.tensors import Dataset, Split
 from kdnb.errors import InputError
+from kdnb.evaluation import evaluate
 from kdnb.generators.diffusion import DiffusionPrior
 from kdnb.generators.latent import LatentGenerator, draw_latents, refresh_batch_norm
 from kdnb.generators.reusable import ReusableGenerator
@@ -24,7 +25,6 @@ from kdnb.progress import progress
 from kdnb.randomness import generator_for, seed_everything
 from kdnb.samplers.cadr import GuidanceConfig
 from kdnb.synthesis import draw
-from kdnb.training import evaluate
 
 
 class Attack(NamedTuple):

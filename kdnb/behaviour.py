@@ -7,12 +7,12 @@ from torch import Tensor, nn
 
 from kdnb import metrics
 from kdnb.data.tensors import Dataset, Split
+from kdnb.evaluation import predict_logits
 from kdnb.losses.datafree import batch_norm_terms
 from kdnb.models.frozen import frozen
 from kdnb.models.probes import BatchNormProbe
 from kdnb.randomness import generator_for
 from kdnb.synthesis import pooled_features
-from kdnb.training import predict_logits
 
 
 def batch_norm_distance(teacher: nn.Module, images: Tensor) -> list[float]:

@@ -16,12 +16,15 @@ from torch.nn import functional as F
 
 from kdnb import methods
 from kdnb.checkpoints import artifact
+from kdnb.classifiers import Trained, fresh, teacher_recipe, train_or_load
 from kdnb.data.tensors import Dataset
 from kdnb.errors import InputError, check_name
+from kdnb.evaluation import evaluate
 from kdnb.importers import load_classifier
 from kdnb.losses import region_logits
 from kdnb.recipes import recipe_key
-from kdnb.training import Recipe, Trained, evaluate, fit, fresh, teacher_recipe, train_or_load
+from kdnb.training import fit
+from kdnb.training_recipe import Recipe
 
 BASELINES = {"student alone": "ce", "plain KD": "kd"}  # at their published settings, in every comparison
 

@@ -19,13 +19,13 @@ from kdnb.checkpoints import Checkpointer
 from kdnb.data.augmentation import augment
 from kdnb.data.tensors import Split
 from kdnb.errors import InputError
+from kdnb.evaluation import evaluate
 from kdnb.losses import kd_loss
 from kdnb.progress import progress
 from kdnb.randomness import generator_for, random_state, seed_everything, set_random_state
 from kdnb.samplers.cadr import Guidance, GuidanceConfig
 from kdnb.samplers.diffusion import sample
 from kdnb.samplers.replay_buffer import ReplayBuffer
-from kdnb.training import evaluate
 
 # labels (B,) and a generator -> images (B, C, H, W) in [-1, 1]
 Source = Callable[[Tensor, torch.Generator], Tensor]

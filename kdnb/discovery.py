@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kdnb.classifiers import fresh
 from kdnb.crops import random_boxes, replay_crops
 from kdnb.data.tensors import Dataset, Split
 from kdnb.errors import InputError
@@ -22,7 +23,8 @@ from kdnb.losses.sinkhorn import sinkhorn
 from kdnb.methods.base import Method, count, positive, weight
 from kdnb.models.base import Features
 from kdnb.randomness import generator_for
-from kdnb.training import Fit, Recipe, fit, fresh
+from kdnb.training import Fit, fit
+from kdnb.training_recipe import Recipe
 
 _CHUNK = 500  # images of one forward pass in evaluation
 

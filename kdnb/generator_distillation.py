@@ -9,13 +9,13 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from kdnb.checkpoints import artifact, state_hash
+from kdnb.classifiers import Trained, fresh
 from kdnb.data.tensors import Dataset
 from kdnb.errors import InputError, check_name
 from kdnb.generator_loop import GeneratorConfig, distil_from_generator
 from kdnb.generators.latent import LatentGenerator, draw_latents
 from kdnb.generators.reusable import ReusableGenerator, export_parts, less_active_branch, prepare
 from kdnb.randomness import generator_for, seed_everything
-from kdnb.training import Trained, fresh
 
 BRANCH_RULES = ("gan1", "gan2", "less_active", "more_active")
 _TEACHER_WEIGHTS = {"vgg11": (1.0, 0.5), "wrn_40_2": (1.1, 0.4)}

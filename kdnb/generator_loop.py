@@ -20,6 +20,7 @@ from kdnb.checkpoints import Checkpointer, load_state, save_state
 from kdnb.data.augmentation import augment
 from kdnb.data.tensors import Split
 from kdnb.errors import InputError, check_name
+from kdnb.evaluation import evaluate
 from kdnb.generators.latent import draw_latents, refresh_batch_norm
 from kdnb.generators.perturbation import PerturbationGenerator
 from kdnb.losses import kd_loss
@@ -28,7 +29,6 @@ from kdnb.progress import progress
 from kdnb.randomness import generator_for, random_state, seed_everything, set_random_state
 from kdnb.samplers.replay_buffer import ReplayBuffer
 from kdnb.samplers.reusable_generator import Synthesizer
-from kdnb.training import evaluate
 
 HARD_LOSSES = ("none", "no_aea", "aea")
 _SAVE_EVERY = 20.0  # seconds

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
+from kdnb.classifiers import teacher_recipe, train_or_load
 from kdnb.data.tensors import Dataset
 from kdnb.generator_distillation import Task, generator_config, generator_task, reused_branch
 from kdnb.generators.reusable import export_parts
-from kdnb.training import teacher_recipe, train_or_load
 
 
 def convergence(task: Task, target: float) -> dict[str, float | None]:

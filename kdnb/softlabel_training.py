@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from kdnb.classifiers import fresh
 from kdnb.crops import replay_crops
 from kdnb.data.tensors import Dataset
 from kdnb.errors import InputError
@@ -18,7 +19,8 @@ from kdnb.losses.soft_labels import CONTEXT, POSITIVE, ferkd_partition, ferkd_ta
 from kdnb.methods.base import Method, positive
 from kdnb.randomness import generator_for
 from kdnb.softlabels import LabelStore
-from kdnb.training import Fit, Recipe, fit, fresh
+from kdnb.training import Fit, fit
+from kdnb.training_recipe import Recipe
 
 
 class Thresholds(NamedTuple):

@@ -9,13 +9,13 @@ from torch.nn import functional as F
 
 from kdnb.checkpoints import artifact
 from kdnb.data.tensors import Dataset
+from kdnb.evaluation import predict_logits
 from kdnb.generators.diffusion import DiffusionPrior, build_prior, load_prior
 from kdnb.generators.diffusion_training import train_prior
 from kdnb.metrics import entropy, frechet_distance
 from kdnb.randomness import generator_for, seed_everything
 from kdnb.samplers.cadr import Guidance, GuidanceConfig
 from kdnb.samplers.diffusion import Samples, sample
-from kdnb.training import predict_logits
 
 
 def trained_prior(data: Dataset, *, steps: int, batch_size: int, lr: float, seed: int = 0, architecture: str = "compact_unet",

@@ -5,7 +5,6 @@ of the step, the order of an epoch and every augmentation are functions of (seed
 """
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -15,135 +14,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 
 from kdnb import methods
-from kdnb.checkpoints import Checkpointer, artifact, state_hash
+from kdnb.checkpoints import Checkpointer
 from kdnb.data.augmentation import augment, strong_augment
-from kdnb.data.tensors import Dataset, Split
-from kdnb.errors import InputError, check_name
-from kdnb.models import build
+from kdnb.data.tensors import Split
+from kdnb.errors import InputError
+from kdnb.evaluation import evaluate
 from kdnb.progress import progress
 from kdnb.randomness import generator_for, random_state, seed_everything, set_random_state
+from kdnb.training_recipe import LAYOUTS, PRECISIONS, Recipe, learning_rate
 
-SCHEDULES = ("one_cycle", "multistep", "cosine", "constant")
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 _SAVE_EVERY = 20.0  # seconds between checkpoints; what a kill can cost. Results do not depend on it.
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a network is trained: SGD, its schedule and its augmentation.
-
-    Attributes:
-        epochs, batch_size: passes over the data and images per step; a last batch of one image is dropped (batch norm).
-        lr, momentum, nesterov, weight_decay: SGD.
-        schedule: "one_cycle" (cosine up over the first quarter, cosine down to lr/250,000), "multistep", "cosine" (per epoch), "constant".
-        milestones, lr_gamma: multistep: epochs (zero-based) from which on the rate is multiplied by lr_gamma.
-        final_lr: end of the cosine.
-        warmup_epochs: linear warm-up over so many epochs, for multistep and cosine.
-        crop_padding, flip: augmentation, in pixels and as a yes or no.
-        clip_norm: global gradient norm limit, None for none.
-        precision: "fp32", "bf16" or "fp16" autocast.
-        layout: "contiguous" or "channels_last" (faster for stages of 8 channels and more; crashes torch 2.15 on a CPU below that).
-        compile: torch.compile the student.
-        ema_decay: evaluate an exponential moving average of the weights of student and adapters; None for none.
-        eval_every: epochs between evaluations; the last epoch is always evaluated.
-    """
-
-    epochs: int
-    batch_size: int
-    lr: float
-    momentum: float = 0.9
-    nesterov: bool = False
-    weight_decay: float = 5e-4
-    schedule: str = "one_cycle"
-    milestones: tuple[int, ...] = ()
-    lr_gamma: float = 0.1
-    final_lr: float = 0.0
-    warmup_epochs: float = 0.0
-    crop_padding: int = 0
-    flip: bool = False
-    clip_norm: float | None = None
-    precision: str = "fp32"
-    layout: str = "contiguous"
-    compile: bool = False
-    ema_decay: float | None = None
-    eval_every: int = 1
-
-    def __post_init__(self):
-        check_name("schedule", self.schedule, SCHEDULES)
-        check_name("precision", self.precision, PRECISIONS)
-        check_name("layout", self.layout, LAYOUTS)
-        if self.epochs < 1 or self.batch_size < 2 or self.lr <= 0 or self.eval_every < 1:
-            raise InputError(f"a recipe needs epochs >= 1, batch_size >= 2, lr > 0 and eval_every >= 1, got {self.epochs}, "
-                             f"{self.batch_size}, {self.lr}, {self.eval_every}")
-        if list(self.milestones) != sorted(set(self.milestones)):
-            raise InputError(f"milestones must rise, got {list(self.milestones)}")
-
-
-def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
-    """The rate of optimiser step `step` (zero-based): a pure function, so there is no scheduler state to lose."""
-    total = recipe.epochs * steps_per_epoch
-    epoch = step // steps_per_epoch
-    if recipe.schedule == "one_cycle":
-        start, end = recipe.lr / 25, recipe.lr / 25 / 1e4
-        rise = max(0.25 * total - 1, 0.0)
-        if step < rise:
-            return _cosine(start, recipe.lr, step / rise)
-        return _cosine(recipe.lr, end, (step - rise) / max(total - 1 - rise, 1e-9))
-    rate = recipe.lr
-    if recipe.schedule == "multistep":
-        rate *= recipe.lr_gamma ** sum(epoch >= milestone for milestone in recipe.milestones)
-    elif recipe.schedule == "cosine":
-        rate = _cosine(recipe.lr, recipe.final_lr, epoch / recipe.epochs)
-    if step < recipe.warmup_epochs * steps_per_epoch:
-        rate *= (step + 1) / (recipe.warmup_epochs * steps_per_epoch)
-    return rate
-
-
-def _cosine(start: float, end: float, share: float) -> float:
-    return end + (start - end) / 2 * (1 + math.cos(math.pi * share))
-
-
-# --- evaluation ----------------------------------------------------------------------------------------------------------------
-
-@torch.inference_mode()
-def evaluate(model: nn.Module, split: Split, predict: Callable | None = None, batch_size: int = 500) -> dict[str, float]:
-    """Accuracy of a model in eval mode on a labelled split; the model's mode is put back.
-
-    Args:
-        predict: maps the model's `Features` to logits (SimKD predicts through the teacher's classifier); None: the model's own logits.
-    Returns:
-        {"top1", "top5"} as fractions and {"loss"} as mean cross-entropy in nats.
-    """
-    training = model.training
-    model.eval()
-    sums = torch.zeros(3, device=split.device, dtype=torch.float64)
-    for images, labels in split.batches(batch_size):
-        logits = predict(model(images, return_features=True)) if predict else model(images)
-        logits = logits.float()
-        k = min(5, logits.shape[1])
-        hits = logits.topk(k, dim=1).indices == labels[:, None]
-        sums += torch.stack([hits[:, 0].sum(), hits.sum(), F.cross_entropy(logits, labels, reduction="sum")]).double()
-    model.train(training)
-    top1, top5, loss = (sums / len(split)).tolist()
-    return {"top1": top1, "top5": top5, "loss": loss}
-
-
-@torch.inference_mode()
-def predict_logits(model: nn.Module, images: Tensor, batch_size: int = 500) -> Tensor:
-    """Logits of many images in eval mode, (N, K)."""
-    training = model.training
-    model.eval()
-    parts = [model(images[start: start + batch_size]) for start in range(0, len(images), batch_size)]
-    model.train(training)
-    return torch.cat(parts).clone()
-
-
-# --- the loop ------------------------------------------------------------------------------------------------------------------
 
 @dataclass
 class Position:
@@ -367,62 +251,3 @@ def _restore(state: dict, parts: dict[str, Any]) -> Position:
     position = Position(**state["position"])
     position.sums = {name: value.to(device) for name, value in position.sums.items()}
     return position
-
-
-# --- trained networks from the cache -------------------------------------------------------------------------------------------
-
-_ONE_CYCLE = Recipe(epochs=20, batch_size=64, lr=0.1, nesterov=True)
-_CIFAR_SCRATCH = Recipe(epochs=200, batch_size=256, lr=0.1, weight_decay=1e-4, schedule="multistep", milestones=(120, 150, 180), lr_gamma=0.2)
-TEACHER_RECIPES = {
-    "digits": _ONE_CYCLE,
-    "fashion_mnist": dataclasses.replace(_ONE_CYCLE, epochs=10, batch_size=128),
-    "cifar10": _CIFAR_SCRATCH,   # as CMI and AEAHL-RG train theirs
-    "cifar100": _CIFAR_SCRATCH,
-}
-
-
-def teacher_recipe(data: Dataset, **changes) -> Recipe:
-    """How teachers of this data set are trained here: the table's recipe with the data set's own augmentation, and the given changes."""
-    recipe = TEACHER_RECIPES.get(data.name, _CIFAR_SCRATCH)
-    return dataclasses.replace(recipe, crop_padding=data.crop_padding, flip=data.spec.flip, **changes)
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A trained classifier, in eval mode, with its history and the hash of its weights."""
-
-    model: nn.Module
-    history: list[dict]
-    hash: str
-
-    @property
-    def top1(self) -> float:
-        return self.history[-1]["top1"]
-
-
-def fresh(model: str, data: Dataset, seed: int) -> nn.Module:
-    """An untrained classifier for a data set, on its device; its weights depend on the seed alone."""
-    seed_everything(seed)
-    return build(model, **data.normalization).to(data.test.device)
-
-
-def train_or_load(model: str, data: Dataset, recipe: Recipe, *, seed: int = 0, split: str = "private", description: str | None = None) -> Trained:
-    """A classifier trained on one split of a data set, or the one an identical recipe gave before.
-
-    Args:
-        model: name of `kdnb.models.MODELS`.
-        split: "private" (the teacher's), "judge" (the public images with labels, for evaluation only) or "train" (both).
-    """
-    part: Split = getattr(data, split)
-    key = {"model": model, "dataset": data.name, "image_size": data.image_size, "split": split, "data": part.hash,
-           "recipe": dataclasses.asdict(recipe), "seed": seed}
-
-    def make(progress_folder: Path) -> dict:
-        net = fresh(model, data, seed)
-        found = fit(net, part, data.test, recipe, seed=seed, folder=progress_folder, description=description or f"training {model}")
-        return {"model": net.state_dict(), "history": found.history}
-
-    state = artifact("classifier", key, make)
-    net = build(model, **data.normalization)
-    net.load_state_dict(state["model"])
-    return Trained(net.to(part.device).eval(), state["history"], state_hash(state["model"]))

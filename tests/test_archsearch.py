@@ -12,11 +12,12 @@ from kdnb.archsearch import (
     parameter_count,
     rank_correlation,
 )
+from kdnb.classifiers import Trained
 from kdnb.comparison import Setting
 from kdnb.data import load
 from kdnb.errors import InputError
 from kdnb.models import build
-from kdnb.training import Recipe, Trained
+from kdnb.training_recipe import Recipe
 
 SPACE = SearchSpace(depths=(8, 14, 20, 26), widths=((4, 8, 12, 16), (8, 16, 24, 32), (16,)))
 

@@ -101,8 +101,8 @@ def test_a_band_spans_teachers_and_repeats_and_holds_the_last_accuracy_where_a_s
 
 
 def test_every_source_gives_images_of_the_data_sets_shape_and_range():
+    from kdnb.classifiers import fresh
     from kdnb.data import load
-    from kdnb.training import fresh
 
     data = load("digits", 8)
     torch.manual_seed(0)

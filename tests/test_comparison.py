@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from kdnb import comparison
+from kdnb.classifiers import Trained
 from kdnb.comparison import Setting, compare, distil, one_at_a_time, paired_difference, student_recipe, summarize, teacher_for
 from kdnb.data import DATASETS
 from kdnb.data.tensors import Dataset, Split
 from kdnb.errors import InputError
 from kdnb.models import build
-from kdnb.training import Recipe, Trained
+from kdnb.training_recipe import Recipe
 
 RECIPE = Recipe(epochs=2, batch_size=16, lr=0.05)
 

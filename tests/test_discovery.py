@@ -24,7 +24,7 @@ from kdnb.discovery import (
 from kdnb.errors import InputError
 from kdnb.models import build
 from kdnb.models.base import Features
-from kdnb.training import Recipe
+from kdnb.training_recipe import Recipe
 
 KNOWN, NOVEL = 3, 2
 K = KNOWN + NOVEL

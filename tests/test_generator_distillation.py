@@ -5,12 +5,12 @@ import dataclasses
 import pytest
 import torch
 
+from kdnb.classifiers import Trained
 from kdnb.data import load
 from kdnb.errors import InputError
 from kdnb.generator_distillation import Task, generator_config, generator_task, released_weights, reusable_parts
 from kdnb.generator_loop import GeneratorConfig
 from kdnb.generators.reusable import ReusableGenerator
-from kdnb.training import Trained
 from tests.test_generator_loop import CONFIG, fused, network
 
 
@@ -37,7 +37,7 @@ def digits():
 
 
 def trained(digits) -> Trained:
-    from kdnb.training import fresh
+    from kdnb.classifiers import fresh
 
     return Trained(fresh("resnet8w4", digits, 0).eval(), [{"top1": 0.1}], "teacher")
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from kdnb import methods, training
+from kdnb.classifiers import fresh
 from kdnb.comparison import Setting, student_recipe
 from kdnb.data import load
 from kdnb.data.tensors import Split
@@ -13,7 +14,7 @@ from kdnb.methods import METHODS
 from kdnb.models import build
 from kdnb.parameters import resolve
 from kdnb.planning import read_params
-from kdnb.training import fit, fresh
+from kdnb.training import fit
 
 BATCH, STOP = 8, 4  # of 20 images: steps of 8, 8 and 4 images, twice
 

@@ -128,7 +128,7 @@ def test_choices_agree_with_the_code_that_uses_them():
     from kdnb.generator_distillation import BRANCH_RULES
     from kdnb.samplers.cadr import GATES
     from kdnb.samplers.diffusion import SOLVERS
-    from kdnb.training import LAYOUTS, PRECISIONS
+    from kdnb.training_recipe import LAYOUTS, PRECISIONS
 
     for name, choices in {"gate": GATES, "solver": SOLVERS, "layout": LAYOUTS, "precision": PRECISIONS, "branch_rule": BRANCH_RULES}.items():
         assert PARAMETERS[name].allowed == f"one of {', '.join(choices)}"

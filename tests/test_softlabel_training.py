@@ -15,7 +15,8 @@ from kdnb.models import build
 from kdnb.models.base import Features
 from kdnb.softlabel_training import ReplaySplit, StoredLabels, Thresholds, distil_from_store, forward_cost, stored_confidence
 from kdnb.softlabels import LabelStore
-from kdnb.training import Recipe, fit
+from kdnb.training import fit
+from kdnb.training_recipe import Recipe
 
 N, M, K = 6, 5, 3
 GENERATOR = torch.Generator().manual_seed(0)

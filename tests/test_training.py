@@ -1,7 +1,6 @@
-"""kdnb.training: the schedule is the authorities', the loop resumes bit for bit, bad input is refused before work starts."""
+"""kdnb.training: the loop does what is written down, resumes bit for bit, and refuses bad input before work starts."""
 
 import dataclasses
-import math
 
 import pytest
 import torch
@@ -10,8 +9,10 @@ from torch import nn
 from kdnb import methods, training
 from kdnb.data.tensors import Split
 from kdnb.errors import InputError
+from kdnb.evaluation import evaluate
 from kdnb.models import build
-from kdnb.training import Recipe, evaluate, fit, learning_rate, predict_logits
+from kdnb.training import fit
+from kdnb.training_recipe import Recipe
 
 RECIPE = Recipe(epochs=3, batch_size=8, lr=0.05, nesterov=True, crop_padding=1, flip=True)
 
@@ -43,51 +44,6 @@ def same_weights(a: nn.Module, b: nn.Module) -> bool:
 
 class Killed(BaseException):
     """Stands for a signal: nothing in the loop may catch it."""
-
-
-# --- schedule ------------------------------------------------------------------------------------------------------------------
-
-def rates_of(make_scheduler, recipe: Recipe, steps_per_epoch: int, per_epoch: bool) -> list[float]:
-    """The rates that a scheduler of torch gives, step by step."""
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], recipe.lr)
-    scheduler = make_scheduler(optimizer)
-    rates = []
-    for step in range(recipe.epochs * steps_per_epoch):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        if (not per_epoch or (step + 1) % steps_per_epoch == 0) and step + 1 < recipe.epochs * steps_per_epoch:
-            scheduler.step()
-    return rates
-
-
-def test_one_cycle_equals_torch():
-    recipe = Recipe(epochs=5, batch_size=8, lr=0.3, schedule="one_cycle")
-    expected = rates_of(lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.3, total_steps=35, pct_start=0.25, cycle_momentum=False),
-                        recipe, 7, per_epoch=False)
-    assert [learning_rate(recipe, step, 7) for step in range(35)] == pytest.approx(expected, rel=1e-9)
-
-
-def test_one_cycle_of_very_few_steps_has_no_rise():
-    for steps in (1, 2, 3, 4):
-        rates = [learning_rate(Recipe(epochs=1, batch_size=2, lr=0.1), step, steps) for step in range(steps)]
-        assert rates[0] == pytest.approx(0.1) and rates == sorted(rates, reverse=True)
-
-
-def test_multistep_equals_torch():
-    recipe = Recipe(epochs=6, batch_size=8, lr=0.1, schedule="multistep", milestones=(2, 5))
-    expected = rates_of(lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [2, 5], 0.1), recipe, 3, per_epoch=True)
-    assert [learning_rate(recipe, step, 3) for step in range(18)] == pytest.approx(expected)
-
-
-def test_cosine_equals_torch():
-    recipe = Recipe(epochs=6, batch_size=8, lr=0.2, schedule="cosine", final_lr=2e-4)
-    expected = rates_of(lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 6, 2e-4), recipe, 3, per_epoch=True)
-    assert [learning_rate(recipe, step, 3) for step in range(18)] == pytest.approx(expected)
-
-
-def test_the_warm_up_is_linear():
-    recipe = Recipe(epochs=4, batch_size=8, lr=1.0, schedule="constant", warmup_epochs=2)
-    assert [learning_rate(recipe, step, 2) for step in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
 
 
 # --- the loop ------------------------------------------------------------------------------------------------------------------
@@ -199,25 +155,6 @@ def test_a_last_batch_of_one_image_is_dropped():
     assert found.last["epoch"] == 1  # 8 + 8 + 1: batch norm could not have trained on the last one
 
 
-def test_evaluation_counts_and_puts_the_mode_back():
-    class Fixed(nn.Module):
-        def forward(self, x):
-            return torch.tensor([[3.0, 2, 1, 0, -1, -2]]).repeat(len(x), 1)
-
-    split = Split(torch.zeros(4, 1, 2, 2), torch.tensor([0, 1, 4, 5]))
-    model = Fixed().train()
-    found = evaluate(model, split, batch_size=3)
-    assert found["top1"] == 0.25 and found["top5"] == 0.75 and model.training
-    log_partition = math.log(sum(math.exp(value) for value in (3, 2, 1, 0, -1, -2)))
-    assert found["loss"] == pytest.approx(log_partition - (3 + 2 - 1 - 2) / 4)
-
-
-def test_predictions_are_those_of_eval_mode():
-    student, data = network().train(), blobs()
-    logits = predict_logits(student, data.images, batch_size=7)
-    assert student.training and torch.allclose(logits, student.eval()(data.images), atol=1e-6)
-
-
 def test_the_teacher_is_left_alone():
     teacher = network(3)
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
@@ -257,10 +194,3 @@ def test_channels_last_is_refused_for_narrow_stages_which_it_crashes():
 def test_no_images_are_refused():
     with pytest.raises(InputError, match="at least 2 images"):
         fit(network(), blobs(0), blobs(), RECIPE)
-
-
-@pytest.mark.parametrize("bad", [{"epochs": 0}, {"batch_size": 1}, {"lr": 0.0}, {"schedule": "cosin"}, {"precision": "fp8"},
-                                 {"layout": "nhwc"}, {"milestones": (5, 2)}, {"eval_every": 0}])
-def test_bad_recipes_are_refused(bad):
-    with pytest.raises(InputError):
-        Recipe(**{"epochs": 1, "batch_size": 2, "lr": 0.1} | bad)

@@ -9,6 +9,7 @@ from kdnb.data.folders import FRAMINGS, FolderSplit, frame, read_picture
 from kdnb.errors import InputError
 from kdnb.models import build
 from kdnb.randomness import generator_for
+from kdnb.training_recipe import Recipe
 
 
 def write_picture(path, height, width, seed=0, mode="RGB", **options):
@@ -184,7 +185,7 @@ class Killed(Exception):
 def test_training_on_pictures_resumes_bit_for_bit(tmp_path, monkeypatch, stop):
     """Stopped after every step of two epochs, the last step of an epoch included."""
     split = make_split(tmp_path / "pictures")
-    recipe = training.Recipe(epochs=2, batch_size=3, lr=0.1, schedule="constant", flip=True)
+    recipe = Recipe(epochs=2, batch_size=3, lr=0.1, schedule="constant", flip=True)
     monkeypatch.setattr(training, "_SAVE_EVERY", -1.0)
 
     def run(folder):

@@ -26,6 +26,7 @@ from kdnb.losses.soft_labels import compress_labels
 from kdnb.models import build
 from kdnb.samplers.cadr import GuidanceConfig
 from kdnb.softlabel_training import ReplaySplit, StoredLabels
+from kdnb.training_recipe import Recipe
 from tests.generators.test_diffusion import Dropping
 from tests.test_datafree import CONFIG as ONLINE
 from tests.test_datafree import FloatPrior
@@ -50,7 +51,7 @@ def network(name: str = "resnet8w4", num_classes: int = 10, channels: int = 3, s
     return build(name, num_classes, channels)
 
 
-RECIPE = training.Recipe(epochs=3, batch_size=8, lr=0.02, clip_norm=5.0, crop_padding=1, flip=True)
+RECIPE = Recipe(epochs=3, batch_size=8, lr=0.02, clip_norm=5.0, crop_padding=1, flip=True)
 
 
 def distillation(name: str, folder: Path | None, **changes) -> dict:
@@ -58,7 +59,7 @@ def distillation(name: str, folder: Path | None, **changes) -> dict:
     student, teacher = network(seed=1), network("resnet8w8", seed=2).eval()
     method = methods.build(name).bind(student, teacher, (3, 16, 16), 10, 8)
     train, test = Split(images(24), torch.arange(24) % 10), Split(images(10, seed=1), torch.arange(10))
-    recipe = training.Recipe(**vars(RECIPE) | changes)
+    recipe = Recipe(**vars(RECIPE) | changes)
     found = training.fit(student, train, test, recipe, method=method, teacher=teacher, seed=5, folder=folder)
     return {"student": student.state_dict(), "method": method.state_dict(), "history": found.history}
 
@@ -116,7 +117,7 @@ def replay(folder: Path | None) -> dict:
     kept, boxes = compress_labels(crops, "marginal_smoothing_k2"), torch.tensor([0.0, 0.0, 0.75, 0.75]).repeat(12, 4, 1)
     store = softlabels.LabelStore("marginal_smoothing_k2", 3, boxes, torch.zeros(12, 4, dtype=torch.bool), kept.indices.int(), kept.probs, {})
     train, student = ReplaySplit(store, pictures, torch.arange(12) % 3, 8, num_draw=2), network(num_classes=3, channels=1)
-    test, recipe = Split(pictures, torch.arange(12) % 3), training.Recipe(epochs=3, batch_size=8, lr=0.02)
+    test, recipe = Split(pictures, torch.arange(12) % 3), Recipe(epochs=3, batch_size=8, lr=0.02)
     found = training.fit(student, train, test, recipe, method=StoredLabels(), seed=5, folder=folder)
     return {"student": student.state_dict(), "history": found.history}
 
@@ -131,7 +132,7 @@ def search(folder: Path | None) -> dict:
 
 def novel_classes(folder: Path | None) -> dict:
     """Both stages: four known classes, then two more without labels."""
-    pictures, labels, recipe = images(36, 1, 8), torch.arange(36) % 6, training.Recipe(epochs=3, batch_size=8, lr=0.02)
+    pictures, labels, recipe = images(36, 1, 8), torch.arange(36) % 6, Recipe(epochs=3, batch_size=8, lr=0.02)
     known, new, test = labels < 4, labels >= 4, Split(images(12, 1, 8, 1), torch.arange(12) % 6)
     unlabelled = Split(pictures[new], torch.full((12,), -1))
     task = discovery.Task(4, 2, Split(pictures[known], labels[known]), unlabelled, test, test.subset(test.labels < 4))

@@ -1,4 +1,4 @@
-"""The figures of the distillation notebook show the numbers they are given."""
+"""kdnb.plots: figures show the numbers they are given."""
 
 import pytest
 import torch
@@ -36,3 +36,19 @@ def test_region_maps_lay_the_kinds_over_the_image_row_by_row(channels):
     picture, overlay = figure.axes[0].images
     assert overlay.get_array().tolist() == [[0, 1], [2, 3]] and picture.get_extent() == overlay.get_extent()
     assert len(figure.legends[0].get_texts()) == len(plots.REGION_KINDS) == 4
+
+
+def test_bands_are_means_over_their_range_and_more_series_than_colours_are_drawn():
+    rows = [{"flips": at, "mean": 0.5 * at, "low": 0.0, "high": at} for at in (0, 1, 2)]
+    axis = plots.bands({f"series {number}": rows for number in range(10)}, "x", "y", "title", reference={"chance": 0.1}).axes[0]
+    assert len(axis.collections) == 10 and len(axis.lines) == 11
+    assert list(axis.lines[0].get_ydata()) == [0.0, 0.5, 1.0] and list(axis.lines[-1].get_ydata()) == [0.1, 0.1]
+    assert axis.collections[0].get_paths()[0].get_extents().ymax == 2 and axis.get_title() == "title"
+
+
+def test_panels_share_their_vertical_axis_and_one_legend():
+    rows = [{"at": at, "mean": at, "low": at, "high": at} for at in (1, 2)]
+    figure = plots.band_panels({"left": {"a": rows}, "right": {"a": rows}}, "round", "top-1", x="at")
+    left, right = figure.axes
+    assert [axis.get_title() for axis in figure.axes] == ["left", "right"] and left.get_ylim() == right.get_ylim()
+    assert left.get_legend() is None and [text.get_text() for text in right.get_legend().get_texts()] == ["a"]

@@ -48,7 +48,7 @@ def check_classes(path: Path, num_classes: int, dataset: str) -> None:
         return
     header = read_header(path)
     try:
-        heads = [shape for shape in _shapes(header) if len(shape) == 2]
+        heads = [shape for shape in _shapes(header) if isinstance(shape, list) and len(shape) == 2]
     except _MALFORMED as error:
         raise InputError(f"checkpoint {Path(path).name} is damaged or not a kdnb state file") from error
     if not heads:

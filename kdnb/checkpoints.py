@@ -20,7 +20,7 @@ from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
 from kdnb.errors import InputError
-from kdnb.files import atomic_write, write_json
+from kdnb.files import atomic_write, sweep, write_json
 from kdnb.paths import cache_root
 from kdnb.recipes import recipe_key
 
@@ -59,17 +59,17 @@ def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     return tuple(_unpack(item, tensors) for item in value["items"])
 
 
-def dump_state(state: Any) -> bytes:
-    """The bytes of a state file: safetensors whose metadata holds the structure and the sha256 of the file with that field blanked."""
+def dump_state(state: Any, purpose: str = "") -> bytes:
+    """The bytes of a state file: safetensors whose metadata holds structure, purpose and the sha256 of the file with that field blanked."""
     tensors: dict[str, Tensor] = {}
     structure = json.dumps(_pack(state, tensors))
-    data = dump_tensors(tensors, {"format": "kdnb-state-1", "sha256": _BLANK, "state": structure})
+    data = dump_tensors(tensors, {"format": "kdnb-state-1", "sha256": _BLANK, "state": structure, "purpose": purpose})
     digest = hashlib.sha256(data).hexdigest()
     return data.replace(f'"sha256":"{_BLANK}"'.encode(), f'"sha256":"{digest}"'.encode(), 1)
 
 
-def parse_state(data: bytes, name: str = "state") -> Any:
-    """The state in `data`; `InputError` if a single byte differs from what was written."""
+def parse_state(data: bytes, name: str = "state", purpose: str | None = None) -> Any:
+    """The state in `data`; `InputError` if a single byte differs from what was written, or if it was written for another purpose."""
     if len(data) < 8:
         raise InputError(f"{name} is damaged: {len(data)} bytes are too few for a state file; delete it or restore a copy")
     length = int.from_bytes(data[:8], "little")
@@ -83,28 +83,34 @@ def parse_state(data: bytes, name: str = "state") -> Any:
         raise InputError(f"{name} is damaged: its content does not match its hash; delete it or restore a copy")
     try:
         tensors = load_tensors(data)
-        header = json.loads(data[8: 8 + length])
-        return _unpack(json.loads(header["__metadata__"]["state"]), tensors)
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        metadata = json.loads(data[8: 8 + length])["__metadata__"]
+        if purpose not in (None, metadata.get("purpose", purpose)):  # older files carry none
+            raise InputError(f"{name} is a whole state file, but not {purpose}; restore a copy of that, or delete it")
+        return _unpack(json.loads(metadata["state"]), tensors)
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{name} is not a kdnb state file: {error}") from error
 
 
-def save_state(path: Path, state: Any) -> None:
-    """Save a nested state to one file, atomically."""
-    atomic_write(path, dump_state(state))
+def save_state(path: Path, state: Any, purpose: str = "") -> None:
+    """Save a nested state to one file, atomically. `purpose` says what the file is, for `load_state` to compare."""
+    atomic_write(path, dump_state(state, purpose))
 
 
-def load_state(path: Path) -> Any:
+def load_state(path: Path, purpose: str | None = None) -> Any:
     """Load what `save_state` wrote (tensors on the CPU).
 
+    Args:
+        purpose: what the file must have been saved as; None: anything.
     Raises:
-        InputError: the file is missing, damaged in any byte, or of another format.
+        InputError: the file is missing, damaged in any byte, of another format, or a state with another purpose.
     """
     try:
         data = Path(path).read_bytes()
     except OSError as error:
         raise InputError(f"{Path(path).name} can't be read: {error.strerror}") from error
-    return parse_state(data, Path(path).name)
+    return parse_state(data, Path(path).name, purpose)
 
 
 def state_hash(tensors: Mapping[str, Tensor]) -> str:
@@ -137,11 +143,10 @@ class Checkpointer:
     def save(self, step: int, state: Any) -> None:
         if self.folder is None:
             return
-        save_state(self.folder / f"step-{step:012d}.safetensors", {"step": step, "state": state})
+        save_state(self.folder / f"step-{step:012d}.safetensors", {"step": step, "state": state}, f"step-{step:012d}")
         for old in self._files()[: -self.keep]:
             old.unlink(missing_ok=True)
-        for leftover in self.folder.glob(".tmp-*"):  # of a process killed while writing; this folder has one writer
-            leftover.unlink(missing_ok=True)
+        sweep(self.folder)
 
     def load(self) -> tuple[int, Any] | None:
         """(step, state) of the newest file that is whole; None if nothing was saved.
@@ -152,7 +157,7 @@ class Checkpointer:
         files, problems = self._files(), []
         for path in reversed(files):
             try:
-                record = load_state(path)
+                record = load_state(path, path.stem)
                 return record["step"], record["state"]
             except InputError as error:
                 problems.append(str(error))
@@ -164,6 +169,8 @@ class Checkpointer:
     def clear(self) -> None:
         for path in self._files():
             path.unlink(missing_ok=True)
+        if self.folder is not None:
+            sweep(self.folder)
 
 
 # --- artifacts shared by notebooks ---------------------------------------------------------------------------------------------
@@ -178,14 +185,15 @@ def artifact(kind: str, recipe: Mapping, make: Callable[[Path], Any], root: Path
     folder = (root or cache_root()) / kind / recipe_key(recipe)
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "lock"):
-        path = folder / "state.safetensors"
+        sweep(folder)
+        path, purpose = folder / "state.safetensors", f"{kind} {folder.name}"
         if path.exists():
             try:
-                return load_state(path)
+                return load_state(path, purpose)
             except InputError as error:
                 warnings.warn(f"{kind} artifact: {error}; it is made anew", stacklevel=2)
         write_json(folder / "recipe.json", {"kind": kind, **recipe})
         state = make(folder / "progress")
-        save_state(path, state)
+        save_state(path, state, purpose)
         Checkpointer(folder / "progress").clear()
-        return load_state(path)  # what every later caller sees
+        return load_state(path, purpose)  # what every later caller sees

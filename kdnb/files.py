@@ -20,7 +20,7 @@ def atomic_write(path: Path, data: bytes) -> None:
     """Write `data` so that `path` holds either its old content or all of the new one, also after a power cut."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".tmp-", suffix=path.suffix)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")  # no ending: who looks for *.csv must not find half a table
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -38,22 +38,30 @@ def atomic_write(path: Path, data: bytes) -> None:
         os.close(folder)
 
 
+def sweep(folder: Path) -> None:
+    """Remove what writers killed in `atomic_write` left behind; for folders that one process at a time writes to."""
+    for leftover in Path(folder).glob(".tmp-*"):
+        leftover.unlink(missing_ok=True)
+
+
 def write_json(path: Path, value: Any) -> None:
     atomic_write(path, (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode())
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
-    """A JSON object with one more entry, `record_sha256`: the hash of the file with that field blanked."""
-    text = json.dumps({**record, "record_sha256": _BLANK}, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    atomic_write(path, text.replace(f'"record_sha256": "{_BLANK}"', f'"record_sha256": "{digest}"', 1).encode())
+    """A JSON object with two more entries: its own file name, and `record_sha256`, the hash of the file with that field blanked."""
+    path = Path(path)
+    text = json.dumps({**record, "record_name": path.name, "record_sha256": _BLANK}, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    data = text.encode(errors="backslashreplace")  # of text that is no unicode, JSON's own escapes
+    digest = hashlib.sha256(data).hexdigest()
+    atomic_write(path, data.replace(f'"record_sha256": "{_BLANK}"'.encode(), f'"record_sha256": "{digest}"'.encode(), 1))
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """What `write_record` wrote, without the hash.
+    """What `write_record` wrote, without the name and the hash.
 
     Raises:
-        InputError: missing, too large, or a single byte differs from what was written.
+        InputError: missing, too large, written as another file, or a single byte differs from what was written.
     """
     path = Path(path)
     try:
@@ -70,6 +78,9 @@ def read_record(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(data)
         del record["record_sha256"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        written_as = record.pop("record_name", path.name)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path.name} is no record of this project: {error}") from error
+    if written_as != path.name:
+        raise InputError(f"{path.name} is a copy of a {written_as}; it is not what it should be")
     return record

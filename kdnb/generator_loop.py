@@ -190,7 +190,7 @@ def distil_from_generator(
         made = synthesizer(rng=generator_for(seed, "synthesis", epoch, device=device), on_step=attacker.step if attacker else None)
         pool.push(made.images, made.labels)
         if folder is not None:
-            save_state(_shard(folder, epoch), {"images": made.images, "labels": made.labels})
+            save_state(_shard(folder, epoch), {"images": made.images, "labels": made.labels}, f"pool of round {epoch}")
         row, steps = _losses(made.losses, epoch)
         inner += steps
         synthesized = time.monotonic()
@@ -226,7 +226,7 @@ def _refill(pool: ReplayBuffer, folder: Path, epochs: int, config: GeneratorConf
     """Push the shards of the rounds done, but for those that the ring would have lost since."""
     first = max(0, epochs - -(-config.pool_size // config.synthesis_batch))
     for epoch in range(first, epochs):
-        pool.push(**load_state(_shard(folder, epoch)))
+        pool.push(**load_state(_shard(folder, epoch), f"pool of round {epoch}"))
 
 
 def _losses(losses: dict[str, Tensor], epoch: int) -> tuple[dict, list[dict]]:

@@ -319,8 +319,15 @@ def check(name: str, value: Any) -> Any:
         if isinstance(cause, InputError):  # an unknown name: that sentence says it better
             sentence = str(cause)
             raise InputError(sentence if sentence.startswith(f"unknown {name} ") else f"{name}: {sentence}") from None
-        shown = repr(value)
-        raise InputError(f"{name} must be {PARAMETERS[name].allowed}, got {shown if len(shown) <= 80 else shown[:77] + '...'}") from None
+        raise InputError(f"{name} must be {PARAMETERS[name].allowed}, got {_shown(value)}") from None
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits, a list in itself
+        text = f"a {type(value).__name__} that can't be shown"
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def resolve(values: Mapping) -> Parameters:

@@ -18,6 +18,8 @@ from kdnb.paths import PROJECT
 from kdnb.recipes import run_folder, run_name
 
 _MAX_YAML = 65_536  # bytes of a parameter file
+# a date that is none, a number of 5000 digits or brackets without end raise nearly anything in the YAML reader
+_MALFORMED = (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 def notebooks_folder() -> Path:
@@ -152,7 +154,9 @@ def _flat_yaml(path: Path, where: str) -> dict[str, Any]:
         if twice := [key for key in keys if keys.count(key) > 1]:
             raise InputError(f"{where} gives {twice[0]} twice")
         return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except _MALFORMED as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{where} is no YAML: {' '.join(str(error).split())}") from error
 
 
@@ -171,9 +175,11 @@ def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
             raise InputError(f"a parameter is given as name=value, got {pair!r}")
         is_text = name in PARAMETERS and PARAMETERS[name].annotation == "str"
         try:
+            if not is_text and (node := yaml.compose(text, Loader=yaml.SafeLoader)) is not None and not _is_flat(node):
+                raise ValueError("nested")
             found[name] = text if is_text else yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise InputError(f"{name} can't be read: {text!r}") from None
+        except _MALFORMED:
+            raise InputError(f"{name} can't be read: {text[:80]!r}") from None
     return found
 
 

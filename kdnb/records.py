@@ -49,9 +49,10 @@ def read_run(folder: Path) -> RunFiles:
         except InputError as error:
             if (folder / name).exists():
                 problems.append(str(error))
+    replaces = records["run.json"].get("replaces", {})  # of a process killed while it replaced a file
     for name, digest in records["run.json"].get("files", {}).items():
         try:
-            whole = hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
+            whole = hashlib.sha256((folder / name).read_bytes()).hexdigest() in (digest, replaces.get(name))
         except OSError:
             whole = False
         if not whole:

@@ -11,7 +11,7 @@ from kdnb.records import RunFiles
 HEADLINE_SEEDS = 3  # for a headline; a claim about half a point needs 5
 BASELINES = ("student alone", "plain KD")
 _EXECUTION = ("profile", "threads", "commit", "started", "seconds", "peak_memory_mib", "status", "notebook_hash")
-_NO_HASH = {"notebook", "profile", "parameters", "seeds", "threads", "versions", "hardware", "commit", "started", "files"}
+_NO_HASH = {"notebook", "profile", "parameters", "seeds", "threads", "versions", "hardware", "commit", "started", "files", "replaces"}
 
 
 class Item(NamedTuple):

@@ -115,14 +115,20 @@ class Run:
         write_record(self.folder / "run.json", self.record)
 
     def _keep(self, name: str, data: bytes) -> None:
-        """Write one file of the run, and its hash into run.json."""
+        """Write one file of the run, and its hash into run.json; between the two, run.json knows the hashes of the old and the new file."""
+        files, digest = self.record.get("files", {}), hashlib.sha256(data).hexdigest()
+        if name in files:
+            self.note(replaces={name: digest})
         atomic_write(self.folder / name, data)
-        self.note(files=self.record.get("files", {}) | {name: hashlib.sha256(data).hexdigest()})
+        self.record.pop("replaces", None)
+        self.note(files=files | {name: digest})
 
     def log(self, stream: str, **row: Any) -> None:
         """Append one line to the metric log; `step` or `epoch` identifies it within its stream."""
-        with open(self.folder / "metrics.jsonl", "a") as file:
-            file.write(json.dumps({"stream": stream, **row}) + "\n")
+        with open(self.folder / "metrics.jsonl", "ab+") as file:
+            file.seek(max(file.seek(0, os.SEEK_END) - 1, 0))
+            torn = file.read(1) not in (b"", b"\n")  # a killed process wrote part of a line
+            file.write((b"\n" if torn else b"") + json.dumps({"stream": stream, **row}).encode() + b"\n")
 
     def table(self, name: str, rows: Iterable[Mapping]):
         """Save rows as tables/NAME.csv and return them as a pandas DataFrame."""

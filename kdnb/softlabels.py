@@ -133,7 +133,7 @@ def make_store(
             part = images[number * images_per_shard: (number + 1) * images_per_shard]
             boxes, flips = _draw_crops(part, recipe, generator_for(seed, "soft labels", number))
             shard = {"recipe": key, **_ask(part, teacher, boxes, flips, recipe, batch_size)}
-            save_state(_shard_path(folder, number), shard)
+            save_state(_shard_path(folder, number), shard, _purpose(number))
         num_classes = shard["num_classes"]
         shards.append({"images": len(shard["boxes"]), "hash": _shard_hash(shard)})
     index = {"format": FORMAT, "recipe": recipe, "num_classes": num_classes, "shards": shards}
@@ -171,7 +171,7 @@ def _ask(images: Tensor, teacher: nn.Module, boxes: Tensor, flips: Tensor, recip
 def _finished(folder: Path, number: int, key: str) -> dict | None:
     """A shard of an earlier call with this recipe, if it is whole."""
     try:
-        shard = load_state(_shard_path(folder, number))
+        shard = load_state(_shard_path(folder, number), _purpose(number))
     except InputError:
         return None
     return shard if isinstance(shard, dict) and shard.get("recipe") == key else None
@@ -193,8 +193,21 @@ def open_store(folder: Path, images: Tensor, device: torch.device | str = "cpu")
     """
     folder = Path(folder)
     index = _read_index(folder)
+    try:
+        fields = _read_shards(folder, index, images)
+        num_classes, recipe = int(index["num_classes"]), dict(index["recipe"])
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"the index of the label store {folder.name} was not written by this program: {error}; make the store anew") from error
+    fields = {name: None if part is None else part.to(device) for name, part in fields.items()}
+    return LabelStore(recipe["mode"], num_classes, **fields, recipe=recipe)
+
+
+def _read_shards(folder: Path, index: dict, images: Tensor) -> dict[str, Tensor | None]:
+    """The fields of all images, if the store is for these and the shards are those that the index names."""
     recipe, found = index["recipe"], state_hash({"images": images})
-    mode, _ = recipe["mode"], parse_mode(recipe["mode"])
+    parse_mode(recipe["mode"])
     if recipe["images"] != found:
         raise InputError(f"the label store {folder.name} was made for other images (hash {recipe['images']}, these have {found})")
     shards = []
@@ -203,25 +216,25 @@ def open_store(folder: Path, images: Tensor, device: torch.device | str = "cpu")
         if not isinstance(shard, dict) or not {*_FIELDS} <= {*shard} or _shard_hash(shard) != entry["hash"]:
             raise InputError(f"{_shard_path(folder, number).name} is not the one the index of {folder.name} names; make the store anew")
         shards.append(shard)
-    fields = {name: None if shards[0][name] is None else torch.cat([shard[name] for shard in shards]).to(device) for name in _FIELDS}
+    fields = {name: None if shards[0][name] is None else torch.cat([shard[name] for shard in shards]) for name in _FIELDS}
     if len(fields["boxes"]) != len(images):
         raise InputError(f"the label store {folder.name} holds labels of {len(fields['boxes'])} images, not of {len(images)}")
-    return LabelStore(mode, index["num_classes"], **fields, recipe=recipe)
+    return fields
 
 
 def _read_index(folder: Path) -> dict:
     try:
         index = json.loads((folder / "index.json").read_bytes())
-        digest = index.pop("sha256")
+        whole = index.pop("sha256") == _digest(index)
         if index["format"] != FORMAT:
             raise InputError(f"the label store {folder.name} has format {index['format']!r}, this version reads {FORMAT!r}")
     except OSError as error:
         raise InputError(f"{folder.name} holds no finished label store (no index.json); make it with `make_store`") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"the index of the label store {folder.name} is damaged: {error}; make the store anew") from error
-    if _digest(index) != digest:
+    if not whole:
         raise InputError(f"the index of the label store {folder.name} is damaged: its content does not match its hash; make the store anew")
     return index
 
@@ -232,6 +245,10 @@ def _digest(index: dict) -> str:
 
 def _shard_path(folder: Path, number: int) -> Path:
     return folder / f"labels-{number:05d}.safetensors"
+
+
+def _purpose(number: int) -> str:
+    return f"soft labels {number}"
 
 
 def _shard_hash(shard: dict) -> str:

@@ -84,8 +84,11 @@ def read_idx(path: Path) -> np.ndarray:
     return np.frombuffer(data, dtype, offset=start).reshape(shape)
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """Reads the CIFAR archives, which are pickles, and refuses every name in them but those that rebuild plain arrays."""
+class _ArraysOnly(pickle._Unpickler):
+    """Reads the CIFAR archives, which are pickles, and refuses every name in them but those that rebuild plain arrays.
+
+    It is the unpickler written in Python: that in C fills gigabytes for a file of ten bytes that numbers its objects from two billion on.
+    """
 
     _ALLOWED = {
         ("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct"),

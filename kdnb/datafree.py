@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ from kdnb.randomness import generator_for, random_state, seed_everything, set_ra
 from kdnb.samplers.cadr import Guidance, GuidanceConfig
 from kdnb.samplers.diffusion import sample
 from kdnb.samplers.replay_buffer import ReplayBuffer
+from kdnb.student_phase import student_phase
 
 # labels (B,) and a generator -> images (B, C, H, W) in [-1, 1]
 Source = Callable[[Tensor, torch.Generator], Tensor]
@@ -177,6 +179,7 @@ def distil_online(
         history, seconds, phases, made = state["history"], state["seconds"], state["phases"], state["made"]
         set_random_state(state["random"])
     enough = min(config.batch_size, config.buffer_size, config.total_images or config.batch_size)
+    loss = partial(_loss, teacher, student, buffer, config)
     saved = time.monotonic()
 
     for epoch in progress(range(start, config.epochs), description, config.epochs, start):
@@ -193,7 +196,7 @@ def distil_online(
         row: dict = {"epoch": epoch + 1, "stored": len(buffer)}
         if len(buffer) >= enough:
             rate = config.lr * config.lr_gamma ** sum(phases >= milestone for milestone in config.milestones)
-            row |= {"lr": rate, "kd": _student_phase(teacher, student, optimizer, buffer, config, rate, seed, epoch)}
+            row |= {"lr": rate, "kd": student_phase(student, optimizer, loss, steps=config.student_steps, rate=rate, seed=seed, epoch=epoch)}
             phases += 1
         if (epoch + 1) % config.eval_every == 0 or epoch + 1 == config.epochs:
             row |= evaluate(student, test)
@@ -212,25 +215,10 @@ def distil_online(
     return OnlineResult(history, *buffer.contents(), seconds)
 
 
-def _student_phase(teacher, student, optimizer, buffer: ReplayBuffer, config: OnlineConfig, rate: float, seed: int, epoch: int) -> float:
-    """`student_steps` of SGD on the distillation loss; returns its mean."""
-    device = next(student.parameters()).device
-    student.train()
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    total = torch.zeros((), device=device)
-    for step in range(config.student_steps):
-        generator = generator_for(seed, "student", epoch, step, device=device)
-        images, _ = buffer.sample(config.batch_size, generator)
-        images = augment(images, config.crop_padding, config.flip, generator)
-        with torch.inference_mode():
-            logits_t = teacher(images)
-        loss = kd_loss(student(images), logits_t.clone(), config.temperature)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        total += loss.detach()
-    mean = (total / config.student_steps).item()
-    if mean != mean or mean in (float("inf"), float("-inf")):
-        raise FloatingPointError(f"the distillation loss became infinite or NaN in epoch {epoch + 1}; the last checkpoint is from before. Lower lr.")
-    return mean
+def _loss(teacher: nn.Module, student: nn.Module, buffer: ReplayBuffer, config: OnlineConfig, rng: torch.Generator) -> Tensor:
+    """The distillation loss of one batch of the buffer."""
+    images, _ = buffer.sample(config.batch_size, rng)
+    images = augment(images, config.crop_padding, config.flip, rng)
+    with torch.inference_mode():
+        logits_t = teacher(images)
+    return kd_loss(student(images), logits_t.clone(), config.temperature)

@@ -29,6 +29,7 @@ from kdnb.progress import progress
 from kdnb.randomness import generator_for, random_state, seed_everything, set_random_state
 from kdnb.samplers.replay_buffer import ReplayBuffer
 from kdnb.samplers.reusable_generator import Synthesizer
+from kdnb.student_phase import student_phase
 
 HARD_LOSSES = ("none", "no_aea", "aea")
 _SAVE_EVERY = 20.0  # seconds
@@ -181,6 +182,7 @@ def distil_from_generator(
         history, inner, seconds = state["history"], state["inner"], state["seconds"]
         set_random_state(state["random"])
         _refill(pool, folder, start, config)
+    loss = partial(_loss, teacher, student, pool, attacker, config)
     saved = time.monotonic()
 
     for epoch in progress(range(start, config.epochs), description, config.epochs, start):
@@ -199,7 +201,7 @@ def distil_from_generator(
         row |= {"stored": len(pool), "images": (epoch + 1) * config.synthesis_batch}
         if epoch >= config.warmup and config.student_steps:
             row["lr"] = student_rate(config, epoch)
-            row["train"] = _student_phase(teacher, student, parts["optimizer"], pool, attacker, config, row["lr"], seed, epoch)
+            row["train"] = student_phase(student, parts["optimizer"], loss, steps=config.student_steps, rate=row["lr"], seed=seed, epoch=epoch)
         seconds["student"] += time.monotonic() - synthesized
         row["elapsed"] = sum(seconds.values())
         if (epoch + 1) % config.eval_every == 0 or epoch + 1 == config.epochs:
@@ -237,29 +239,13 @@ def _losses(losses: dict[str, Tensor], epoch: int) -> tuple[dict, list[dict]]:
     return {"epoch": epoch + 1, "loss": sum(values["total"]) / len(steps), "loss_first": values["total"][0]} | means, steps
 
 
-def _student_phase(teacher, student, optimizer, pool: ReplayBuffer, attacker: PerturbationTrainer | None, config: GeneratorConfig, rate: float,
-                   seed: int, epoch: int) -> float:
-    """`student_steps` of SGD; returns the mean loss."""
-    device = next(student.parameters()).device
-    student.train()
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    total = torch.zeros((), device=device)
-    for step in range(config.student_steps):
-        rng = generator_for(seed, "student", epoch, step, device=device)
-        crop = partial(augment, padding=config.crop_padding, flip=config.flip, generator=rng)
-        images = crop(pool.sample(config.batch_size, rng)[0])
-        batch = hard_batch(images, teacher, attacker.network if attacker else None, config.epsilon, config.probability, crop, rng)
-        logits_s = student(batch.images)
-        if config.hard_loss == "none":
-            loss = kd_loss(logits_s, batch.logits_t, config.temperature)
-        else:
-            loss = hard_mix_loss(logits_s, batch.logits_t, config.kd_weight, config.ce_weight, config.temperature, batch.labels)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        total += loss.detach()
-    mean = (total / config.student_steps).item()
-    if not math.isfinite(mean):
-        raise FloatingPointError(f"the student's loss became infinite or NaN in round {epoch + 1}; the last checkpoint is from before. Lower lr.")
-    return mean
+def _loss(teacher: nn.Module, student: nn.Module, pool: ReplayBuffer, attacker: PerturbationTrainer | None, config: GeneratorConfig,
+          rng: torch.Generator) -> Tensor:
+    """The loss of one batch of the pool, attacked or not."""
+    crop = partial(augment, padding=config.crop_padding, flip=config.flip, generator=rng)
+    images = crop(pool.sample(config.batch_size, rng)[0])
+    batch = hard_batch(images, teacher, attacker.network if attacker else None, config.epsilon, config.probability, crop, rng)
+    logits_s = student(batch.images)
+    if config.hard_loss == "none":
+        return kd_loss(logits_s, batch.logits_t, config.temperature)
+    return hard_mix_loss(logits_s, batch.logits_t, config.kd_weight, config.ce_weight, config.temperature, batch.labels)

@@ -142,7 +142,7 @@ def test_a_loss_that_is_not_a_number_stops_the_loop():
     def broken(labels, generator):
         return torch.full((len(labels), *SHAPE), float("nan"))
 
-    with pytest.raises(FloatingPointError, match="infinite or NaN in epoch 1"):
+    with pytest.raises(FloatingPointError, match="infinite or NaN in round 1"):
         run(broken)
 
 

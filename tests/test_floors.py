@@ -12,7 +12,7 @@ FLOORS = (
     {"errors", "paths", "files", "recipes", "progress", "randomness", "checkpoints", "checkpoint_header", "importers", "runs", "crops",
      "data", "models", "generators", "losses"},
     {"methods", "samplers", "attacks", "metrics"},
-    {"training_recipe", "evaluation", "training", "classifiers", "comparison", "datafree", "synthesis", "softlabels", "discovery",
+    {"training_recipe", "evaluation", "training", "classifiers", "comparison", "student_phase", "datafree", "synthesis", "softlabels", "discovery",
      "archsearch", "bounds", "softlabel_training", "generator_loop", "generator_distillation", "reuse_study", "attack_study", "behaviour"},
     {"parameters", "planning", "kernel", "execute", "records", "reproducibility", "comparing", "stored", "report", "plots"},
 )

@@ -223,19 +223,18 @@ def _read_shards(folder: Path, index: dict, images: Tensor) -> dict[str, Tensor 
 
 
 def _read_index(folder: Path) -> dict:
+    damaged = f"the index of the label store {folder.name} is damaged"
     try:
         index = json.loads((folder / "index.json").read_bytes())
-        whole = index.pop("sha256") == _digest(index)
-        if index["format"] != FORMAT:
-            raise InputError(f"the label store {folder.name} has format {index['format']!r}, this version reads {FORMAT!r}")
+        whole, given = index.pop("sha256") == _digest(index), index["format"]
     except OSError as error:
         raise InputError(f"{folder.name} holds no finished label store (no index.json); make it with `make_store`") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"the index of the label store {folder.name} is damaged: {error}; make the store anew") from error
+        raise InputError(f"{damaged}: {error}; make the store anew") from error
     if not whole:
-        raise InputError(f"the index of the label store {folder.name} is damaged: its content does not match its hash; make the store anew")
+        raise InputError(f"{damaged}: its content does not match its hash; make the store anew")
+    if given != FORMAT:
+        raise InputError(f"the label store {folder.name} has format {given!r}, this version reads {FORMAT!r}")
     return index
 
 

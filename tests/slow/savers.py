@@ -167,10 +167,14 @@ def label_store(folder: Path, mark: Callable[[], None], over: bool) -> None:
 
 def look_at_store(folder: Path) -> str:
     try:
-        store = open_store(folder, IMAGES)
+        return read_store(folder)
     except InputError as error:  # one that is being replaced counts as none
         assert "no finished label store" in str(error) or "make the store anew" in str(error)
         return NOTHING
+
+
+def read_store(folder: Path) -> str:
+    store = open_store(folder, IMAGES)
     return digest({"boxes": store.boxes, "flips": store.flips, "indices": store.indices, "probs": store.probs, "recipe": store.recipe})
 
 

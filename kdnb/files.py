@@ -82,5 +82,5 @@ def read_record(path: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path.name} is no record of this project: {error}") from error
     if written_as != path.name:
-        raise InputError(f"{path.name} is a copy of a {written_as}; it is not what it should be")
+        raise InputError(f"{path.name} is a copy of {written_as}; it is not what it should be")
     return record

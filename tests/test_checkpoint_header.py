@@ -72,6 +72,13 @@ def test_a_damaged_structure_is_refused(tmp_path, state):
         check_classes(path, 10, "data")
 
 
+def test_a_shape_that_is_no_list_is_refused(tmp_path):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(framed(b'{"a": {"shape": {"x": 1, "y": 2}, "data_offsets": [0, 0]}}'))
+    with pytest.raises(InputError, match="holds no classifier"):
+        check_classes(path, 10, "data")
+
+
 def test_a_header_that_promises_more_or_less_than_there_is_is_refused(tmp_path):
     header = json.dumps({"a": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}}).encode()
     path = tmp_path / "x.safetensors"

@@ -1,5 +1,6 @@
 """kdnb.checkpoints: a file is whole or refused, and the last good one always loads."""
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -124,6 +125,31 @@ def test_temporary_files_of_a_killed_writer_are_swept(tmp_path):
     (tmp_path / ".tmp-left.safetensors").write_bytes(b"half")
     Checkpointer(tmp_path).save(1, {})
     assert not list(tmp_path.glob(".tmp-*"))
+
+
+def test_a_whole_state_of_another_kind_is_not_taken_for_a_checkpoint_or_an_artifact(tmp_path):
+    save_state(tmp_path / "other.safetensors", {"images": torch.zeros(3)})
+    with pytest.raises(InputError, match="other.safetensors is a whole state file, but not pool of round 3"):
+        load_state(tmp_path / "other.safetensors", "pool of round 3")
+    saver = Checkpointer(tmp_path / "progress")
+    saver.save(1, {"value": 1})
+    (tmp_path / "progress" / "step-000000000002.safetensors").write_bytes((tmp_path / "other.safetensors").read_bytes())
+    with pytest.warns(UserWarning, match="step-000000000002.* falling back"):
+        assert saver.load() == (1, {"value": 1})
+    for size in (1, 2):
+        artifact("thing", {"size": size}, lambda _, size=size: {"size": size}, tmp_path)
+    first, second = (next((tmp_path / "thing").glob(f"{recipe_key({'size': size})}/state*")) for size in (1, 2))
+    first.write_bytes(second.read_bytes())
+    with pytest.warns(UserWarning, match="made anew"):
+        assert artifact("thing", {"size": 1}, lambda _: {"size": 1}, tmp_path) == {"size": 1}
+
+
+def test_states_written_before_they_had_a_purpose_are_still_read():
+    data = dump_state({"value": 1}, "x").replace(b'"purpose":', b'"comment":')
+    blank = data.index(b'"sha256":"') + 10
+    data = data[:blank] + b"0" * 64 + data[blank + 64:]
+    data = data[:blank] + hashlib.sha256(data).hexdigest().encode() + data[blank + 64:]
+    assert parse_state(data, "old", "anything") == {"value": 1}
 
 
 def test_no_folder_means_nothing_is_kept():

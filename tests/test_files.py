@@ -5,7 +5,7 @@ import json
 import pytest
 
 from kdnb.errors import InputError
-from kdnb.files import read_record, write_record
+from kdnb.files import atomic_write, read_record, write_record
 
 RECORD = {"parameters": {"seed": 0, "name": 'quotes " and "record_sha256": "'}, "list": [1, None, 0.5], "word": "Größe"}
 
@@ -25,6 +25,25 @@ def test_every_changed_byte_of_a_record_is_noticed(tmp_path):
             path.write_bytes(data[:index] + bytes([data[index] ^ mask]) + data[index + 1:])
             with pytest.raises(InputError, match="run.json"):
                 read_record(path)
+
+
+def test_a_copy_under_another_name_is_refused(tmp_path):
+    write_record(tmp_path / "execution.json", RECORD)
+    (tmp_path / "run.json").write_bytes((tmp_path / "execution.json").read_bytes())
+    with pytest.raises(InputError, match="run.json is a copy of execution.json"):
+        read_record(tmp_path / "run.json")
+
+
+def test_text_that_is_no_unicode_survives_in_a_record(tmp_path):
+    write_record(tmp_path / "run.json", {"message": "half a pair: \ud83d"})
+    assert read_record(tmp_path / "run.json") == {"message": "half a pair: \ud83d"}
+
+
+def test_a_half_written_file_has_no_ending_that_a_reader_looks_for(tmp_path, monkeypatch):
+    names = []
+    monkeypatch.setattr("os.replace", lambda source, _: names.append(str(source)))
+    atomic_write(tmp_path / "x.csv", b"1,2")
+    assert names and not names[0].endswith(".csv")
 
 
 def test_an_edited_record_is_refused_in_one_sentence(tmp_path):

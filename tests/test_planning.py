@@ -107,6 +107,7 @@ def test_bad_parameters_are_refused(project, values, message):
     ("epochs: [[1]]", "flat list of lines"), ("- epochs", "flat list of lines"), ("epochs: {a: 1}", "flat list of lines"),
     ("epochs: 1\nepochs: 2", "gives epochs twice"), ("epochs: [", "is no YAML"), ("epochs: !!python/object:os.system x", "is no YAML"),
     ("a: &a [1]\nb: *a\n? [x]\n: 1", "flat list of lines"), ("epochs: 1\n" + "#" * 70_000, "larger than"), ("\0", "is no YAML"),
+    ("epochs: 2001-99-99", "is no YAML"), ("lr: !!float x", "is no YAML"), ("epochs: " + "[" * 5000, "is no YAML"),
 ])
 def test_a_parameter_file_of_another_form_is_refused(project, text, message):
     params(project, text)
@@ -126,7 +127,7 @@ def test_overrides_of_the_command_line_are_read_like_a_file():
     assert parse_overrides(["solver=no"]) == {"solver": "no"}
 
 
-@pytest.mark.parametrize("pair", ["epochs", "=5", "milestones=[1"])
+@pytest.mark.parametrize("pair", ["epochs", "=5", "milestones=[1", "epochs=2001-99-99", "milestones=[[1]]", "lr=!!float x"])
 def test_an_override_of_another_form_is_refused(pair):
     with pytest.raises(InputError):
         parse_overrides([pair])

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from kdnb.errors import InputError
+from kdnb.records import read_run
 from kdnb.runs import run_name, start_run
 
 
@@ -59,6 +60,31 @@ def test_the_metric_log_is_one_json_object_a_line(outputs):
     run.log("teacher", epoch=2, loss=0.25)
     lines = (run.folder / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["loss"] for line in lines] == [0.5, 0.25]
+
+
+def test_a_line_that_a_killed_process_left_unfinished_does_not_spoil_the_next(outputs):
+    run = start_run("demo", {"seed": 0, "threads": 1})
+    run.log("teacher", epoch=1)
+    with open(run.folder / "metrics.jsonl", "a") as file:
+        file.write('{"stream": "teach')
+    run.log("teacher", epoch=2)
+    lines = (run.folder / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 3 and [json.loads(lines[number])["epoch"] for number in (0, 2)] == [1, 2]
+
+
+def test_a_run_killed_while_it_replaces_a_table_has_no_damaged_file(outputs, monkeypatch):
+    run = start_run("demo", {"seed": 0, "threads": 1})
+    run.table("numbers", [{"x": 1}])
+    run.table("numbers", [{"x": 2}])
+    assert "replaces" not in json.loads((run.folder / "run.json").read_text())
+    note, notes = run.note, []
+    monkeypatch.setattr(run, "note", lambda **entries: note(**entries) if "replaces" in entries else notes.append(entries))
+    run.table("numbers", [{"x": 3}])
+    assert notes and read_run(run.folder).problems == []
+    (run.folder / "tables" / "numbers.csv").write_text("x\n2\n")
+    assert read_run(run.folder).problems == []
+    (run.folder / "tables" / "numbers.csv").write_text("x\n4\n")
+    assert len(read_run(run.folder).problems) == 1
 
 
 def test_tables_and_figures_land_in_their_folders(outputs):

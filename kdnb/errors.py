@@ -22,4 +22,5 @@ def check_name(kind: str, given: str, allowed: Iterable[str]) -> str:
         return given
     near = difflib.get_close_matches(str(given), names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else "."
-    raise InputError(f"unknown {kind} {given!r}{hint} Allowed: {', '.join(names)}")
+    shown = repr(given) if len(str(given)) <= 80 else repr(str(given)[:77] + "...")
+    raise InputError(f"unknown {kind} {shown}{hint} Allowed: {', '.join(names)}")

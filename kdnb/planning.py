@@ -17,6 +17,7 @@ from kdnb.parameters import PARAMETERS, Parameters, read_cell, resolve
 from kdnb.paths import PROJECT
 from kdnb.recipes import run_folder, run_name
 
+_TAG = "tag:yaml.org,2002:"
 _MAX_YAML = 65_536  # bytes of a parameter file
 # a date that is none, a number of 5000 digits or brackets without end raise nearly anything in the YAML reader
 _MALFORMED = (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
@@ -147,8 +148,8 @@ def _flat_yaml(path: Path, where: str) -> dict[str, Any]:
         node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
         if node is None:
             return {}
-        pairs = node.value if isinstance(node, yaml.MappingNode) else None
-        if pairs is None or not all(isinstance(key, yaml.ScalarNode) and _is_flat(value) for key, value in pairs):
+        pairs = node.value if isinstance(node, yaml.MappingNode) and node.tag == f"{_TAG}map" else None  # `!!set {}` is another
+        if pairs is None or not all(isinstance(key, yaml.ScalarNode) and key.tag == f"{_TAG}str" and _is_flat(value) for key, value in pairs):
             raise InputError(f"{where} must be a flat list of lines `name: value`")
         keys = [key.value for key, _ in pairs]
         if twice := [key for key in keys if keys.count(key) > 1]:

@@ -108,6 +108,7 @@ def test_bad_parameters_are_refused(project, values, message):
     ("epochs: 1\nepochs: 2", "gives epochs twice"), ("epochs: [", "is no YAML"), ("epochs: !!python/object:os.system x", "is no YAML"),
     ("a: &a [1]\nb: *a\n? [x]\n: 1", "flat list of lines"), ("epochs: 1\n" + "#" * 70_000, "larger than"), ("\0", "is no YAML"),
     ("epochs: 2001-99-99", "is no YAML"), ("lr: !!float x", "is no YAML"), ("epochs: " + "[" * 5000, "is no YAML"),
+    ("!!set {}", "flat list of lines"), ("? 0x" + "f" * 5000 + "\n: 1", "flat list of lines"),
 ])
 def test_a_parameter_file_of_another_form_is_refused(project, text, message):
     params(project, text)

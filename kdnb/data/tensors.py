@@ -170,7 +170,7 @@ def _cifar(folder: Path, name: str) -> list[tuple[np.ndarray, np.ndarray]]:
         try:
             images = np.concatenate([np.asarray(batch["data"], dtype=np.uint8).reshape(-1, 3, 32, 32) for batch in batches])
             labels = np.concatenate([np.asarray(batch[key], dtype=np.int64) for batch in batches])
-        except (KeyError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise InputError(f"{name}: a batch lacks what it should hold ({error})") from error
         parts.append((images.astype(np.float32) / 255, labels))
     return parts

@@ -83,6 +83,22 @@ def test_a_cifar_batch_is_read_with_text_keys(tmp_path):
     assert batch["data"].shape == (2, 3072) and batch["data"][1, 5] == (3072 + 5) % 256
 
 
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4])
+def test_cifar_arrays_of_every_pickle_protocol_and_memory_order_are_read(tmp_path, protocol, order):
+    data = np.arange(24, dtype=np.uint8).reshape(4, 6).copy(order)
+    (tmp_path / "x").write_bytes(pickle.dumps({b"data": data}, protocol))
+    found = formats.read_cifar_batch(tmp_path / "x")["data"]
+    assert found.dtype == np.uint8 and np.array_equal(found, data)
+
+
+@pytest.mark.parametrize("value", [np.arange(3), np.array(["a"]), np.array([None]), np.dtype("u1")])
+def test_cifar_arrays_of_anything_but_bytes_are_refused(tmp_path, value):
+    (tmp_path / "x").write_bytes(pickle.dumps({b"data": np.array([value], dtype=object) if isinstance(value, np.dtype) else value}, 2))
+    with pytest.raises(InputError, match="holds unsigned bytes"):
+        formats.read_cifar_batch(tmp_path / "x")
+
+
 def test_truncated_and_garbled_cifar_batches_are_refused(tmp_path):
     whole = cifar_bytes()
     for data in (b"", b"rubbish", whole[:50], whole[: len(whole) // 2], whole[:-1], pickle.dumps([1, 2])):

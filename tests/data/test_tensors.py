@@ -115,7 +115,9 @@ def test_labels_out_of_range_are_refused_with_both_ranges(root):
 
 def test_a_cifar_batch_without_its_data_or_of_another_width_is_refused(root):
     folder, _ = write_cifar(root, "cifar10")
-    for batch in ({b"labels": [1]}, {b"data": np.zeros((2, 99), np.uint8), b"labels": [1, 2]}):
+    rows = np.zeros((2, 3072), np.uint8)
+    for batch in ({b"labels": [1]}, {b"data": np.zeros((2, 99), np.uint8), b"labels": [1, 2]}, {b"data": None, b"labels": [1]},
+                  {b"data": [[-1] * 3072], b"labels": [1]}, {b"data": rows, b"labels": None}, {b"data": rows, b"labels": [2**70, 1]}):
         (folder / "data_batch_3").write_bytes(pickle.dumps(batch, 2))
         with pytest.raises(InputError, match="cifar10: a batch lacks"):
             load("cifar10")

@@ -1,11 +1,12 @@
 """Two runs side by side: what they were made with, and whether their results are equal, within spread, or different.
 
     equal           every number in results.csv and tables/ is the same; times, memory and what follows from them don't count
-    within spread   every metric of one run lies in the 95 % prediction interval of the other one's experiment
+    within spread   every metric of one run lies in the prediction interval of the other one's experiment
 
-        mean +- t_{0.975, n-1} s sqrt(1 + 1/n)
+        mean +- t_{1 - 0.025/m, n-1} s sqrt(1 + 1/n)
 
-    over the n >= 3 other runs that share all parameters but the seed with the first run; s with divisor n - 1
+    over the n >= 3 other runs that share all parameters but the seed with the first run; s with divisor n - 1. Divided by m, the number
+    of metrics, so that all of them together lie inside with 95 % probability (Bonferroni)
     different       anything else; "spread unknown" is added where there are fewer than 3 such runs
 """
 
@@ -30,8 +31,8 @@ from kdnb.records import RunFiles, read_run, runs_beside
 from kdnb.reproducibility import provenance
 
 MIN_RUNS = 3
-RULE = ("equal: all numbers but times and memory are the same; within spread: every metric of the second run lies in the 95 % prediction "
-        f"interval of the first one's experiment over at least {MIN_RUNS} seeds")
+RULE = ("equal: all numbers but times and memory are the same; within spread: every metric of the second run lies in the prediction "
+        f"interval of the first one's experiment over at least {MIN_RUNS} seeds, 95 % for all metrics together")
 _COMPARED = ("parameters", "seeds", "hashes", "versions", "hardware", "execution")
 _OF_THE_OCCASION = {"started", "seconds", "peak_memory_mib", "status"}
 _MEASURED = re.compile(r"(?:^|_)(?:seconds|minutes|ms|time|memory|mib|gib|speedup)(?:$|_)|per_second", re.IGNORECASE)
@@ -96,7 +97,8 @@ def compare_runs(first: Path, second: Path) -> Comparison:
     if not metrics and not tables:
         verdict = "equal"
     else:
-        verdict = _judge(metrics, [run for run in map(read_run, runs_beside(a.folder)) if run.recipe == a.recipe and run.folder != b.folder])
+        experiment = [run for run in map(read_run, runs_beside(a.folder)) if run.recipe == a.recipe and run.folder != b.folder]
+        verdict = _judge(metrics, len(_numbers(a)), experiment)
     return Comparison(verdict, made_with, metrics + tables)
 
 
@@ -137,27 +139,27 @@ def _lines(path: Path) -> list[list[str]]:
     return [[row[index] for index in kept if index < len(row)] for row in rows if row and not _MEASURED.search(row[0])]
 
 
-def _judge(metrics: Sequence[Difference], experiment: Sequence[RunFiles]) -> str:
-    """The verdict on differing metrics, given the runs of the first one's experiment."""
+def _judge(metrics: Sequence[Difference], count: int, experiment: Sequence[RunFiles]) -> str:
+    """The verdict on differing metrics out of `count`, given the runs of the first one's experiment."""
     for one in metrics:
         if one.first is None or one.second is None:
             return "different"
         values = [found[one.name] for found in map(_numbers, experiment) if one.name in found]
         if len(values) < MIN_RUNS:
             return "different, spread unknown"
-        low, high = prediction_interval(values)
+        low, high = prediction_interval(values, 1 - 0.05 / count)
         if not low <= one.second <= high:
             return "different"
     return "within spread"
 
 
-def prediction_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Where one more draw of the same normal distribution lies with 95 % probability.
+def prediction_interval(values: Sequence[float], probability: float = 0.95) -> tuple[float, float]:
+    """Where one more draw of the same normal distribution lies with a given probability.
 
-        mean +- t_{0.975, n-1} s sqrt(1 + 1/n),   s with divisor n - 1
+        mean +- t_{(1 + probability)/2, n-1} s sqrt(1 + 1/n),   s with divisor n - 1
 
     Args:
-        values: n >= 2 numbers.
+        values: n >= 2 numbers. probability: in (0, 1).
 
     >>> [round(bound, 3) for bound in prediction_interval([1.0, 2.0, 3.0])]
     [-2.968, 6.968]
@@ -165,7 +167,7 @@ def prediction_interval(values: Sequence[float]) -> tuple[float, float]:
     from scipy.stats import t
 
     n, mean = len(values), statistics.fmean(values)
-    half = float(t.ppf(0.975, n - 1)) * statistics.stdev(values) * math.sqrt(1 + 1 / n)
+    half = float(t.ppf((1 + probability) / 2, n - 1)) * statistics.stdev(values) * math.sqrt(1 + 1 / n)
     return mean - half, mean + half
 
 

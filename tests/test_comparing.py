@@ -58,7 +58,15 @@ def test_a_metric_inside_the_interval_of_the_others_seeds_is_within_spread():
     inside, outside = make(0, high - 1e-6, lr=0.2), make(0, high + 1e-6, lr=0.3)
     assert compare_runs(runs[0], inside).verdict == "within spread"
     assert compare_runs(runs[0], outside).verdict == "different"
-    assert "95 % prediction interval" in compare_runs(runs[0], inside).describe()
+    assert "95 % for all metrics together" in compare_runs(runs[0], inside).describe()
+
+
+def test_with_more_metrics_each_has_a_wider_interval_so_that_all_together_keep_95_percent():
+    runs = [make(seed, value, loss=value / 2) for seed, value in enumerate((0.90, 0.92, 0.94))]
+    (_, alone), (_, high) = (prediction_interval([0.90, 0.92, 0.94], probability) for probability in (0.95, 0.975))
+    between, outside = (make(0, value, lr=value, loss=0.46) for value in ((alone + high) / 2, high + 1e-6))
+    assert alone < high and compare_runs(runs[0], between).verdict == "within spread"
+    assert compare_runs(runs[0], outside).verdict == "different"
 
 
 def test_a_run_is_not_judged_by_an_interval_that_it_made_itself():

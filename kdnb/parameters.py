@@ -70,12 +70,13 @@ def _choice(kind: str, names: Iterable[str], help: str) -> Parameter:
     return Parameter("str", Annotated[str, AfterValidator(lambda value: check_name(kind, value, names))], f"one of {', '.join(names)}", help)
 
 
-def _model(help: str) -> Parameter:
-    def known(value: str) -> str:
-        models.find(value)
-        return value
+def _known_model(name: str) -> str:
+    models.find(name)
+    return name
 
-    return Parameter("str", Annotated[str, AfterValidator(known)], "a name of kdnb.models.MODELS", help)
+
+def _model(help: str) -> Parameter:
+    return Parameter("str", Annotated[str, AfterValidator(_known_model)], "a name of kdnb.models.MODELS", help)
 
 
 def _text(pattern: str, allowed: str, help: str) -> Parameter:
@@ -103,30 +104,24 @@ def _methods(help: str) -> Parameter:
     return Parameter("list[str]", kind, "a list of methods, as in ['kd', 'dkd beta:2 warmup:0']", help)
 
 
-def _choices(kind: str, names: Iterable[str], help: str) -> Parameter:
-    """A list of different names out of a few."""
-    names = list(names)
-
+def _different(known: Callable[[str], str], allowed: str, help: str) -> Parameter:
+    """A list of one name or several different ones, each of them known."""
     def different(values: list[str]) -> list[str]:
         if len(set(values)) != len(values):
             raise ValueError("twice")
-        return [check_name(kind, value, names) for value in values]
+        return [known(value) for value in values]
 
-    kind_of = Annotated[list[str], Field(min_length=1, max_length=100), AfterValidator(different)]
-    return Parameter("list[str]", kind_of, f"a list of different names out of {', '.join(names)}", help)
+    kind = Annotated[list[str], Field(min_length=1, max_length=100), AfterValidator(different)]
+    return Parameter("list[str]", kind, f"a list of different names {allowed}", help)
+
+
+def _choices(kind: str, names: Iterable[str], help: str) -> Parameter:
+    names = list(names)
+    return _different(lambda value: check_name(kind, value, names), f"out of {', '.join(names)}", help)
 
 
 def _models(help: str) -> Parameter:
-    """A list of different architectures."""
-    def known(values: list[str]) -> list[str]:
-        if len(set(values)) != len(values):
-            raise ValueError("twice")
-        for value in values:
-            models.find(value)
-        return values
-
-    kind = Annotated[list[str], Field(min_length=1, max_length=100), AfterValidator(known)]
-    return Parameter("list[str]", kind, "a list of different names of kdnb.models.MODELS", help)
+    return _different(_known_model, "of kdnb.models.MODELS", help)
 
 
 def _flag(help: str) -> Parameter:

@@ -2,38 +2,26 @@
 stored is; never a mixture, never an error."""
 
 import json
-import multiprocessing
 import signal
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
 
+from tests.slow.children import needs_forkserver, run_child
 from tests.slow.savers import FULL, NOTHING, SAVERS, work
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(3600),
     pytest.mark.filterwarnings("ignore:.*falling back to the checkpoint"),
-    pytest.mark.skipif("forkserver" not in multiprocessing.get_all_start_methods(), reason="kills processes that a fork server started"),
+    needs_forkserver,
 ]
 
 LAZY = ("pandas", "torch._dynamo", "kdnb.models.resnet")  # what the children would each import anew
 
 
-@cache
-def context():
-    """Children are forked from one process that has imported everything once, and trained nothing."""
-    found = multiprocessing.get_context("forkserver")
-    found.set_forkserver_preload(["tests.slow.routines", "tests.slow.savers", *LAZY])
-    return found
-
-
-def child(*arguments) -> int:
-    process = context().Process(target=work, args=[str(one) if isinstance(one, Path) else one for one in arguments])
-    process.start()
-    process.join()
-    return process.exitcode
+child = partial(run_child, ("tests.slow.routines", "tests.slow.savers", *LAZY), work)
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,14 @@
 """Every long-running routine, killed by a real signal at every kind of place and started again, ends with the bits of an undisturbed one."""
 
-import multiprocessing
 import signal
 import subprocess
 from datetime import date
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
 
+from tests.slow.children import needs_forkserver, run_child
 from tests.slow.routines import ROUTINES, work
 
 ROOT = Path(__file__).parent.parent.parent
@@ -19,7 +19,7 @@ ROTATING = 6
 
 pytestmark = [
     pytest.mark.timeout(3600),
-    pytest.mark.skipif("forkserver" not in multiprocessing.get_all_start_methods(), reason="kills processes that a fork server started"),
+    needs_forkserver,
 ]
 
 
@@ -33,19 +33,7 @@ def todays() -> set[int]:
     return {(start + index * len(CASES) // ROTATING) % len(CASES) for index in range(ROTATING)}
 
 
-@cache
-def context():
-    """Children are forked from one process that has imported everything once, and trained nothing."""
-    found = multiprocessing.get_context("forkserver")
-    found.set_forkserver_preload(["tests.slow.routines"])
-    return found
-
-
-def child(*arguments) -> int:
-    process = context().Process(target=work, args=arguments)
-    process.start()
-    process.join()
-    return process.exitcode
+child = partial(run_child, ("tests.slow.routines",), work)
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,15 @@
 """Commands of the project: `uv run inv --list`. Bad input ends with one sentence and exit code 2."""
 
+import compileall
+import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
+import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,8 +22,8 @@ DEMO = ("01_teacher", "02_synthesis", "03_fast_ad", "05_reusable_generator")
 DEMO_ASIDE = "03_fast_ad"  # runs beside the others: two notebooks of one thread each fill two cores
 DEMO_METRICS = ("teacher_top1", "student_top1", "student_top1_noise", "student_top1_unguided", "student_top1_public",
                 "agreement_guided", "agreement_unguided", "student_top1_generator")
-LOCK = ("uv pip compile pyproject.toml --all-extras --group dev --universal --generate-hashes --no-emit-index-url --no-header "
-        "--python-version 3.11 -q -o requirements.lock")
+LOCK = ("--all-extras --group dev --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 -q "
+        "-o requirements.lock")
 
 
 @contextmanager
@@ -30,17 +35,34 @@ def _one_sentence():
         raise Exit(str(error), 2) from None
 
 
-def _call(*command: str, **environment: str) -> None:
-    """Run a command in the project's folder; its exit code becomes ours."""
-    result = subprocess.run(command, cwd=ROOT, env=os.environ | environment)
+def _call(*command: str, folder: str | Path = ROOT, **environment: str) -> None:
+    """Run a command in the project's folder, or another; its exit code becomes ours."""
+    if command[0] == sys.executable:
+        _compile_once()
+    result = subprocess.run(command, cwd=folder, env=os.environ | environment)
     if result.returncode:
         raise Exit(code=result.returncode)
+
+
+def _compile_once() -> None:
+    """Where Python may not keep bytecode (`PYTHONDONTWRITEBYTECODE`), every kernel compiles torch anew: compile the environment once.
+
+    A stamp in it holds the packages that were compiled; elsewhere Python keeps bytecode by itself and nothing is done here.
+    """
+    packages = Path(sysconfig.get_path("purelib"))
+    stamp, names = packages / ".compiled", "\n".join(sorted(path.name for path in packages.glob("*.dist-info")))
+    if not sys.dont_write_bytecode or not os.access(packages, os.W_OK) or stamp.is_file() and stamp.read_text() == names:
+        return
+    print("compiling the environment, once (about a minute)", file=sys.stderr, flush=True)
+    compileall.compile_dir(packages, quiet=2, workers=0)
+    stamp.write_text(names)
 
 
 def _run(plan, limit=None):
     from kdnb.execute import run_notebook
     from kdnb.report import write_run_page
 
+    _compile_once()
     outcome = run_notebook(plan, limit)
     write_run_page(outcome.folder)
     fine = outcome.status == "ok"
@@ -83,6 +105,7 @@ def demo(context, seed="0"):
 
     with _one_sentence():
         plans = [plan(name, overrides={"seed": seed}) for name in DEMO]
+        _compile_once()
         with _beside(DEMO_ASIDE, seed) as finish:
             codes = [_run(planned).exit_code for planned in plans if planned.notebook != DEMO_ASIDE]
             codes.append(finish())
@@ -241,7 +264,33 @@ def bench(context):
         _call(sys.executable, str(script))
 
 
-@task
-def lock(context):
-    """Write requirements.lock anew, keeping the versions it has where they still fit."""
-    _call(*LOCK.split())
+def _pins(locked: str) -> list[str]:
+    """The requirements of a lock, each with its version and marker, without hashes and comments."""
+    return [line.split(" \\")[0].strip() for line in locked.splitlines() if line and line[0] not in " #"]
+
+
+def _toml_list(key: str, lines: list[str]) -> str:
+    return "\n".join([f"{key} = [", *(f"    {json.dumps(line)}," for line in lines), "]"])
+
+
+@task(help={"upgrade": "take the newest versions that fit, instead of keeping those of the lock"})
+def lock(context, upgrade=False):
+    """Write requirements.lock anew, and its versions into pyproject.toml, where `uv run` finds them."""
+    project = ROOT / "pyproject.toml"
+    text = project.read_text()
+    empty = re.sub(r"(?ms)^((?:build-)?constraint-dependencies = \[\n).*?^\]", r"\1]", text)
+    build = re.search(r"(?m)^requires = \[(.*)\]$", text).group(1).replace('"', "")
+    with tempfile.TemporaryDirectory() as folder:  # the old pins must not bind the new ones
+        (Path(folder) / "pyproject.toml").write_text(empty)
+        (Path(folder) / "build.in").write_text("\n".join(build.split(",")))
+        shutil.copy(ROOT / "README.md", folder)
+        shutil.copy(ROOT / "requirements.lock", folder)
+        _call("uv", "pip", "compile", "pyproject.toml", *LOCK.split(), *(["--upgrade"] if upgrade else []), folder=folder)
+        _call("uv", "pip", "compile", "build.in", "--universal", "--no-header", "--no-annotate", "--python-version", "3.11", "-q",
+              "-o", "build.txt", folder=folder)
+        locked = (Path(folder) / "requirements.lock").read_text()
+        built = (Path(folder) / "build.txt").read_text()
+    for key, pins in (("build-constraint-dependencies", _pins(built)), ("constraint-dependencies", _pins(locked))):
+        empty = empty.replace(f"\n{key} = [\n]", "\n" + _toml_list(key, pins))
+    (ROOT / "requirements.lock").write_text(locked)
+    project.write_text(empty)

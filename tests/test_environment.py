@@ -67,15 +67,32 @@ def test_every_line_of_the_lock_is_an_exact_version_with_hashes():
         assert hashes and all(re.fullmatch(r"sha256:[0-9a-f]{64}", text.strip()) for text in hashes), requirement
 
 
-def test_the_installed_versions_are_those_of_the_lock():
-    from importlib.metadata import PackageNotFoundError, version
+def test_what_uv_installs_is_what_the_lock_fixes():
+    """`[tool.uv] constraint-dependencies` is the lock without its hashes: `uv run` keeps no lock of its own in git."""
+    locked = sorted(re.sub(r"\s+", " ", block.split(" --hash")[0]).strip() for block in blocks())
+    assert sorted(PROJECT["tool"]["uv"]["constraint-dependencies"]) == locked, "they differ; `uv run inv lock` writes both"
 
-    for asked in ASKED:
-        try:
-            installed = Version(version(asked.name))
-        except PackageNotFoundError:  # an extra that is not installed here
-            continue
-        assert installed in PINS[normal(asked.name)], asked.name
+
+def test_the_build_backend_and_what_it_needs_are_fixed():
+    (backend,) = PROJECT["build-system"]["requires"]
+    pins = PROJECT["tool"]["uv"]["build-constraint-dependencies"]
+    assert backend in pins, "`uv run inv lock` writes the pins of the build backend"
+    assert all("==" in pin for pin in pins)
+
+
+def test_nothing_depends_on_the_day():
+    assert "exclude-newer" not in PROJECT["tool"]["uv"]  # an index that serves no dates would break it
+
+
+def test_every_installed_version_is_that_of_the_lock():
+    """Of direct and of indirect dependencies, extras included where they are installed."""
+    from importlib.metadata import distributions
+
+    found = {normal(one.metadata["Name"]): Version(one.version) for one in distributions() if one.metadata["Name"]}
+    wrong = [f"{name} {version} (locked: {', '.join(map(str, PINS[name]))})" for name, version in sorted(found.items())
+             if name in PINS and version not in PINS[name]]
+    assert not wrong, f"{'; '.join(wrong)}. `uv sync` installs what requirements.lock fixes (`pip install -r requirements.lock` without uv); " \
+                      "if pyproject.toml asks for something new, `uv run inv lock` first"
 
 
 def test_the_ci_runs_the_test_command_of_the_readme():

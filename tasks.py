@@ -20,10 +20,20 @@ from kdnb.errors import InputError, check_name
 ROOT = Path(__file__).resolve().parent
 DEMO = ("01_teacher", "02_synthesis", "03_fast_ad", "05_reusable_generator")
 DEMO_ASIDE = "03_fast_ad"  # runs beside the others: two notebooks of one thread each fill two cores
-DEMO_METRICS = ("teacher_top1", "student_top1", "student_top1_noise", "student_top1_unguided", "student_top1_public",
-                "agreement_guided", "agreement_unguided", "student_top1_generator")
-LOCK = ("--all-extras --group dev --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 -q "
-        "-o requirements.lock")
+DEMO_METRICS = (
+    "teacher_top1",
+    "student_top1",
+    "student_top1_noise",
+    "student_top1_unguided",
+    "student_top1_public",
+    "agreement_guided",
+    "agreement_unguided",
+    "student_top1_generator",
+)
+LOCK = (
+    "--all-extras --group dev --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 -q "
+    "-o requirements.lock"
+)
 
 
 @contextmanager
@@ -51,7 +61,12 @@ def _compile_once() -> None:
     """
     packages = Path(sysconfig.get_path("purelib"))
     stamp, names = packages / ".compiled", "\n".join(sorted(path.name for path in packages.glob("*.dist-info")))
-    if not sys.dont_write_bytecode or not os.access(packages, os.W_OK) or stamp.is_file() and stamp.read_text() == names:
+    if (
+        not sys.dont_write_bytecode
+        or not os.access(packages, os.W_OK)
+        or stamp.is_file()
+        and stamp.read_text() == names
+    ):
         return
     print("compiling the environment, once (about a minute)", file=sys.stderr, flush=True)
     compileall.compile_dir(packages, quiet=2, workers=0)
@@ -66,7 +81,11 @@ def _run(plan, limit=None):
     outcome = run_notebook(plan, limit)
     write_run_page(outcome.folder)
     fine = outcome.status == "ok"
-    print(f"{plan.notebook}: {outcome.describe()}" if fine else outcome.describe(), file=sys.stdout if fine else sys.stderr, flush=True)
+    print(
+        f"{plan.notebook}: {outcome.describe()}" if fine else outcome.describe(),
+        file=sys.stdout if fine else sys.stderr,
+        flush=True,
+    )
     if outcome.status == "interrupted":  # whoever stopped this run does not want the next one either
         raise Exit(code=outcome.exit_code)
     return outcome
@@ -75,14 +94,24 @@ def _run(plan, limit=None):
 @contextmanager
 def _beside(notebook: str, seed: str):
     """Run a notebook in a process of its own; yields the function that waits for it, shows its last words and returns its exit code."""
-    process = subprocess.Popen([sys.executable, "-m", "invoke", "run", notebook, "-p", f"seed={seed}"], cwd=ROOT, text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "invoke", "run", notebook, "-p", f"seed={seed}"],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
 
     def finish() -> int:
         if process.poll() is None:
             print(f"waiting for {notebook}", flush=True)
         words = process.communicate()[0].replace("\r", "\n").splitlines()
-        print("\n".join(line for line in words if line.startswith(notebook) and "cells" not in line or process.returncode), flush=True)
+        print(
+            "\n".join(
+                line for line in words if line.startswith(notebook) and "cells" not in line or process.returncode
+            ),
+            flush=True,
+        )
         return process.returncode
 
     try:
@@ -94,6 +123,7 @@ def _beside(notebook: str, seed: str):
 
 
 # --- running notebooks ---------------------------------------------------------------------------------------------------------
+
 
 @task(help={"seed": "random seed"})
 def demo(context, seed="0"):
@@ -119,10 +149,17 @@ def demo(context, seed="0"):
         raise Exit(code=code)
 
 
-@task(positional=["notebook"], iterable=["parameter"], help={
-    "notebook": "name, as 01_teacher, or NAME.VARIANT for a variant's parameter file", "parameter": "name=value; may be repeated",
-    "profile": "folder under params/", "limit": "seconds after which the run is stopped",
-    "resume": "go on with a run: give its folder, or the folder's name, in place of the notebook"})
+@task(
+    positional=["notebook"],
+    iterable=["parameter"],
+    help={
+        "notebook": "name, as 01_teacher, or NAME.VARIANT for a variant's parameter file",
+        "parameter": "name=value; may be repeated",
+        "profile": "folder under params/",
+        "limit": "seconds after which the run is stopped",
+        "resume": "go on with a run: give its folder, or the folder's name, in place of the notebook",
+    },
+)
 def run(context, notebook, parameter=None, profile="quick", limit=None, resume=False):
     """Run one notebook headless: outputs/PROFILE/NOTEBOOK/RUN."""
     from kdnb.planning import parse_limit, parse_overrides, plan, plan_again
@@ -131,7 +168,9 @@ def run(context, notebook, parameter=None, profile="quick", limit=None, resume=F
     with _one_sentence():
         if resume and (parameter or profile != "quick"):
             raise InputError("a resumed run keeps its parameters; leave --parameter and --profile out")
-        planned = plan_again(find_run(notebook)) if resume else plan(notebook, profile, parse_overrides(parameter or []))
+        planned = (
+            plan_again(find_run(notebook)) if resume else plan(notebook, profile, parse_overrides(parameter or []))
+        )
         outcome = _run(planned, parse_limit(limit))
     print(f"outputs: {os.path.relpath(outcome.folder)}")
     if outcome.exit_code:
@@ -154,7 +193,12 @@ def run_all(context, profile="quick"):
         raise Exit(code=code)
 
 
-@task(help={"profile": "folder under outputs/", "baseline": "experiment to compare with, as the report names it, such as method=kd"})
+@task(
+    help={
+        "profile": "folder under outputs/",
+        "baseline": "experiment to compare with, as the report names it, such as method=kd",
+    }
+)
 def report(context, profile="quick", baseline=""):
     """Write the report of all runs of a profile: outputs/PROFILE/report/index.html."""
     from kdnb.report import report as write
@@ -176,8 +220,14 @@ def compare(context, first, second):
         raise Exit(code=1)
 
 
-@task(positional=["run"], help={"run": "folder of a run, or its name", "reuse": "take teachers and priors from the cache",
-                                "limit": "seconds after which the new execution is stopped"})
+@task(
+    positional=["run"],
+    help={
+        "run": "folder of a run, or its name",
+        "reuse": "take teachers and priors from the cache",
+        "limit": "seconds after which the new execution is stopped",
+    },
+)
 def verify(context, run, reuse=False, limit=None):
     """Execute a run once more from its own record, in a fresh folder, and compare; exit code 1 if it does not come out again."""
     from kdnb.comparing import verify as again
@@ -228,13 +278,24 @@ def download(context, dataset):
 
 # --- keeping the project in order ----------------------------------------------------------------------------------------------
 
+
 @task(help={"k": "only tests whose names match, as pytest's -k", "slow": "also the tests that take minutes"})
 def test(context, slow=False, k=""):
     """Run all tests: modules, commands, and every notebook against its stored outputs. More pytest arguments after `--`."""
     outputs = ROOT / "outputs" / "test"
     shutil.rmtree(outputs, ignore_errors=True)
-    command = [sys.executable, "-m", "pytest", "tests", "notebooks", "--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=900",
-               "--nbval-kernel-startup-timeout=120", "--nbval-sanitize-with=tests/nbval.cfg"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "tests",
+        "notebooks",
+        "--nbval-lax",
+        "--nbval-current-env",
+        "--nbval-cell-timeout=900",
+        "--nbval-kernel-startup-timeout=120",
+        "--nbval-sanitize-with=tests/nbval.cfg",
+    ]
     if (os.cpu_count() or 1) >= 2:
         command += ["-n", "2", "--dist", "loadfile"]  # a notebook's cells must stay with one worker
     if not slow:
@@ -246,8 +307,9 @@ def test(context, slow=False, k=""):
 
 @task
 def lint(context):
-    """Check the code with ruff."""
+    """Check the code with ruff: what it does and how it is laid out."""
     _call(sys.executable, "-m", "ruff", "check", ".")
+    _call(sys.executable, "-m", "ruff", "format", "--check", ".")
 
 
 @task(positional=["folder"], help={"folder": "with golden files, or several with commas between"})
@@ -285,9 +347,24 @@ def lock(context, upgrade=False):
         (Path(folder) / "build.in").write_text("\n".join(build.split(",")))
         shutil.copy(ROOT / "README.md", folder)
         shutil.copy(ROOT / "requirements.lock", folder)
-        _call("uv", "pip", "compile", "pyproject.toml", *LOCK.split(), *(["--upgrade"] if upgrade else []), folder=folder)
-        _call("uv", "pip", "compile", "build.in", "--universal", "--no-header", "--no-annotate", "--python-version", "3.11", "-q",
-              "-o", "build.txt", folder=folder)
+        _call(
+            "uv", "pip", "compile", "pyproject.toml", *LOCK.split(), *(["--upgrade"] if upgrade else []), folder=folder
+        )
+        _call(
+            "uv",
+            "pip",
+            "compile",
+            "build.in",
+            "--universal",
+            "--no-header",
+            "--no-annotate",
+            "--python-version",
+            "3.11",
+            "-q",
+            "-o",
+            "build.txt",
+            folder=folder,
+        )
         locked = (Path(folder) / "requirements.lock").read_text()
         built = (Path(folder) / "build.txt").read_text()
     for key, pins in (("build-constraint-dependencies", _pins(built)), ("constraint-dependencies", _pins(locked))):

@@ -93,26 +93,39 @@ def losses() -> None:
 
         difference = (step(looped_sdd_kd_lskd) - step(sdd_kd_lskd_loss_released)).abs().max().item()
         assert difference < 1e-6, difference
-        show(f"SDD with LSKD, released grouping, B = {B}, 21 regions, with backward (gradients differ by {difference:.0e})",
-             {"whole tensor": lambda step=step: step(sdd_kd_lskd_loss_released),
-              "one image after another": lambda step=step: step(looped_sdd_kd_lskd)},
-             "one image after another")
+        show(
+            f"SDD with LSKD, released grouping, B = {B}, 21 regions, with backward (gradients differ by {difference:.0e})",
+            {
+                "whole tensor": lambda step=step: step(sdd_kd_lskd_loss_released),
+                "one image after another": lambda step=step: step(looped_sdd_kd_lskd),
+            },
+            "one image after another",
+        )
 
 
 def teachers() -> None:
     torch.manual_seed(0)
     teacher, images = build("resnet32x4", 100).eval(), torch.randn(8, 3, 32, 32)
-    last, lasting = build("resnet32x4", 100).eval().to(memory_format=torch.channels_last), images.to(memory_format=torch.channels_last)
+    last, lasting = (
+        build("resnet32x4", 100).eval().to(memory_format=torch.channels_last),
+        images.to(memory_format=torch.channels_last),
+    )
     last.load_state_dict(teacher.state_dict())
 
     def under(context, model=teacher, given=images):
         with context():
             return model(given)
 
-    show("Teacher forward, ResNet-32x4, 8 images of 32x32",
-         {"with gradients": lambda: under(torch.enable_grad), "no_grad": lambda: under(torch.no_grad),
-          "inference mode": lambda: under(torch.inference_mode), "inference mode, channels last": lambda: under(torch.inference_mode, last, lasting)},
-         "with gradients")
+    show(
+        "Teacher forward, ResNet-32x4, 8 images of 32x32",
+        {
+            "with gradients": lambda: under(torch.enable_grad),
+            "no_grad": lambda: under(torch.no_grad),
+            "inference mode": lambda: under(torch.inference_mode),
+            "inference mode, channels last": lambda: under(torch.inference_mode, last, lasting),
+        },
+        "with gradients",
+    )
 
 
 def steps() -> None:
@@ -133,14 +146,24 @@ def steps() -> None:
         sum(terms.values()).backward()
 
     bound = {name: methods.build(name).bind(student, teacher, (3, 32, 32), 100, 8) for name in ("kd", "sdd_kd_lskd")}
-    show("Student step without the optimiser, ResNet-32x4 to ResNet-8x4, 8 images",
-         {"KD": lambda: step(bound["kd"], features_t), "KD, teacher logits stored": lambda: step(bound["kd"], lambda: stored),
-          "SDD with LSKD": lambda: step(bound["sdd_kd_lskd"], features_t),
-          "the KD loss alone": lambda: kd_loss(torch.randn(8, 100, requires_grad=True), torch.randn(8, 100)).backward()}, "KD")
+    show(
+        "Student step without the optimiser, ResNet-32x4 to ResNet-8x4, 8 images",
+        {
+            "KD": lambda: step(bound["kd"], features_t),
+            "KD, teacher logits stored": lambda: step(bound["kd"], lambda: stored),
+            "SDD with LSKD": lambda: step(bound["sdd_kd_lskd"], features_t),
+            "the KD loss alone": lambda: kd_loss(
+                torch.randn(8, 100, requires_grad=True), torch.randn(8, 100)
+            ).backward(),
+        },
+        "KD",
+    )
 
 
 if __name__ == "__main__":
-    print(f"torch {torch.__version__}, {ARGUMENTS.threads} thread(s), {ARGUMENTS.repeats} repeats; ratio: how many times as long the reference takes")
+    print(
+        f"torch {torch.__version__}, {ARGUMENTS.threads} thread(s), {ARGUMENTS.repeats} repeats; ratio: how many times as long the reference takes"
+    )
     losses()
     teachers()
     steps()

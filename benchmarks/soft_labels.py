@@ -29,8 +29,14 @@ def seconds_an_image(split, shown: int, data, **arguments) -> float:
     """Median time of an epoch after the first, per image shown."""
     ends = [time.perf_counter()]
     nothing = Split(data.test.images[:2], data.test.labels[:2])  # evaluation is not what is measured
-    fit(fresh(STUDENT, data, 0), split, nothing, Recipe(epochs=EPOCHS, batch_size=64, lr=0.01), log=lambda **_: ends.append(time.perf_counter()),
-        **arguments)
+    fit(
+        fresh(STUDENT, data, 0),
+        split,
+        nothing,
+        Recipe(epochs=EPOCHS, batch_size=64, lr=0.01),
+        log=lambda **_: ends.append(time.perf_counter()),
+        **arguments,
+    )
     return statistics.median(b - a for a, b in zip(ends[1:], ends[2:], strict=False)) / shown
 
 
@@ -48,9 +54,13 @@ def main() -> None:
     cost_s, cost_t = forward_cost(fresh(STUDENT, data, 0), (1, 16, 16)), forward_cost(teacher, (1, 16, 16))
     print(f"torch {torch.__version__}, one thread, {STUDENT} from {TEACHER}, 16x16 digits")
     print(f"plain KD      {1e6 * kd:8.0f} microseconds an image")
-    print(f"stored labels {1e6 * replay:8.0f} microseconds an image, {replay / kd:.2f} of plain KD (multiply-adds: "
-          f"{3 * cost_s / (3 * cost_s + cost_t):.2f})")
-    print(f"making the store of {store.num_crops} crops an image: {making:.1f} s, as long as {making / (kd - replay) / len(images):.0f} epochs save")
+    print(
+        f"stored labels {1e6 * replay:8.0f} microseconds an image, {replay / kd:.2f} of plain KD (multiply-adds: "
+        f"{3 * cost_s / (3 * cost_s + cost_t):.2f})"
+    )
+    print(
+        f"making the store of {store.num_crops} crops an image: {making:.1f} s, as long as {making / (kd - replay) / len(images):.0f} epochs save"
+    )
 
 
 if __name__ == "__main__":

@@ -56,7 +56,9 @@ class SearchSpace:
 
     def __post_init__(self):
         if not self.depths or len(self.widths) != 3 or not all(self.widths):
-            raise InputError(f"a search space needs depths and widths of three stages, got {self.depths} and {self.widths}")
+            raise InputError(
+                f"a search space needs depths and widths of three stages, got {self.depths} and {self.widths}"
+            )
 
     def __iter__(self) -> Iterator[Architecture]:
         for depth, *widths in itertools.product(self.depths, *self.widths):
@@ -67,7 +69,11 @@ class SearchSpace:
         depth, widths = architecture
         found = [Architecture(other, widths) for other in self.depths if other != depth]
         for stage, choices in enumerate(self.widths):
-            found += [Architecture(depth, (*widths[:stage], other, *widths[stage + 1:])) for other in choices if other != widths[stage]]
+            found += [
+                Architecture(depth, (*widths[:stage], other, *widths[stage + 1 :]))
+                for other in choices
+                if other != widths[stage]
+            ]
         return found
 
 
@@ -111,7 +117,9 @@ def evolve(
     for every individual, and the answer is chosen by the score alone (there: by the benchmark's accuracy among the best five).
     """
     if not 1 <= tournament <= population <= budget:
-        raise InputError(f"evolution needs 1 <= tournament <= population <= budget, got {tournament}, {population}, {budget}")
+        raise InputError(
+            f"evolution needs 1 <= tournament <= population <= budget, got {tournament}, {population}, {budget}"
+        )
     allowed = [architecture for architecture in space if cost is None or cost(architecture) <= max_cost]
     if not allowed:
         raise InputError(f"no architecture of the space costs {max_cost} or less")
@@ -119,7 +127,9 @@ def evolve(
     first = rng.sample(allowed, min(population, len(allowed)))
     saver = Checkpointer(folder)
     if restored := saver.load():
-        history = [Candidate(Architecture(depth, tuple(widths)), value) for depth, widths, value in restored[1]["history"]]
+        history = [
+            Candidate(Architecture(depth, tuple(widths)), value) for depth, widths, value in restored[1]["history"]
+        ]
         scores = {candidate.architecture: candidate.score for candidate in history}
         rng.setstate(restored[1]["random"])
 
@@ -130,7 +140,9 @@ def evolve(
                 raise FloatingPointError(f"the score of {architecture} is {value}")
         history.append(Candidate(architecture, scores[architecture]))
         if len(history) % _SAVE_EVERY == 0:
-            saver.save(len(history), {"history": [(*one.architecture, one.score) for one in history], "random": rng.getstate()})
+            saver.save(
+                len(history), {"history": [(*one.architecture, one.score) for one in history], "random": rng.getstate()}
+            )
 
     for number in progress(range(len(history), budget), "architecture search", budget, len(history)):
         if number < len(first):
@@ -149,8 +161,16 @@ def parameter_count(architecture: Architecture, num_classes: int, **kwargs) -> i
         return sum(parameter.numel() for parameter in architecture.build(num_classes, **kwargs).parameters())
 
 
-def distil_architecture(architecture: Architecture, teacher: Trained, data: Dataset, recipe: Recipe, setting: Setting, *,
-                        seed: int = 0, description: str | None = None) -> dict:
+def distil_architecture(
+    architecture: Architecture,
+    teacher: Trained,
+    data: Dataset,
+    recipe: Recipe,
+    setting: Setting,
+    *,
+    seed: int = 0,
+    description: str | None = None,
+) -> dict:
     """Train one architecture of the space as a student; from the cache if the same was done before, on from its checkpoint if killed.
 
     Args:
@@ -161,19 +181,43 @@ def distil_architecture(architecture: Architecture, teacher: Trained, data: Data
     seed_everything(seed)
     net = architecture.build(**data.normalization).to(data.test.device)
     method = methods.build(setting.method, **setting.hyper)
-    method.bind(net, teacher.model, (data.channels, data.image_size, data.image_size), data.num_classes, recipe.batch_size)
-    key = {"architecture": [architecture.depth, list(architecture.widths)], "method": setting.method, "hyper": method.hyper,
-           "teacher": teacher.hash, "dataset": data.name, "image_size": data.image_size, "data": data.train.hash, "recipe": asdict(recipe),
-           "seed": seed}
+    method.bind(
+        net, teacher.model, (data.channels, data.image_size, data.image_size), data.num_classes, recipe.batch_size
+    )
+    key = {
+        "architecture": [architecture.depth, list(architecture.widths)],
+        "method": setting.method,
+        "hyper": method.hyper,
+        "teacher": teacher.hash,
+        "dataset": data.name,
+        "image_size": data.image_size,
+        "data": data.train.hash,
+        "recipe": asdict(recipe),
+        "seed": seed,
+    }
 
     def make(progress_folder: Path) -> dict:
-        found = fit(net, data.train, data.test, recipe, method=method, teacher=teacher.model, seed=seed, folder=progress_folder,
-                    description=description or str(architecture))
+        found = fit(
+            net,
+            data.train,
+            data.test,
+            recipe,
+            method=method,
+            teacher=teacher.model,
+            seed=seed,
+            folder=progress_folder,
+            description=description or str(architecture),
+        )
         return {"student": net.state_dict(), "top1": found.last["top1"]}
 
     state = artifact("found-student", key, make)
-    return {"architecture": str(architecture), "depth": architecture.depth, "widths": architecture.widths,
-            "parameters": sum(parameter.numel() for parameter in net.parameters()), **state}
+    return {
+        "architecture": str(architecture),
+        "depth": architecture.depth,
+        "widths": architecture.widths,
+        "parameters": sum(parameter.numel() for parameter in net.parameters()),
+        **state,
+    }
 
 
 def rank_correlation(values: Sequence[float], accuracies: Sequence[float]) -> float:
@@ -203,7 +247,9 @@ def gaussian_init(model: nn.Module, generator: torch.Generator | None = None) ->
 
 
 @torch.no_grad()
-def _response(make: Callable[[], nn.Module], images: Tensor, labels: Tensor, seed: int, role: str) -> tuple[Tensor, Tensor]:
+def _response(
+    make: Callable[[], nn.Module], images: Tensor, labels: Tensor, seed: int, role: str
+) -> tuple[Tensor, Tensor]:
     """Final map (B, D, H, W) and classifier gradient (K, D) of a fresh network, with the batch's own statistics in batch norm."""
     with torch.random.fork_rng(devices=[]):  # making a network draws weights, which are replaced
         model = gaussian_init(make(), generator_for(seed, role, "weights")).to(images.device).train()
@@ -211,8 +257,9 @@ def _response(make: Callable[[], nn.Module], images: Tensor, labels: Tensor, see
     return features.final_map, classifier_gradient(features.logits, features.pooled, labels)
 
 
-def diswot_scorer(make_teacher: Callable[[], nn.Module], images: Tensor, labels: Tensor, num_classes: int, seed: int = 0,
-                  **kwargs) -> Callable[[Architecture], float]:
+def diswot_scorer(
+    make_teacher: Callable[[], nn.Module], images: Tensor, labels: Tensor, num_classes: int, seed: int = 0, **kwargs
+) -> Callable[[Architecture], float]:
     """A score for `evolve`: `kdnb.losses.zero_cost.diswot_score` of untrained students against one untrained teacher on one batch.
 
     Args:
@@ -231,7 +278,9 @@ def diswot_scorer(make_teacher: Callable[[], nn.Module], images: Tensor, labels:
     map_t, gradient_t = _response(make_teacher, images, labels, seed, "teacher")
 
     def score(architecture: Architecture) -> float:
-        map_s, gradient_s = _response(lambda: architecture.build(num_classes, **kwargs), images, labels, seed, "student")
+        map_s, gradient_s = _response(
+            lambda: architecture.build(num_classes, **kwargs), images, labels, seed, "student"
+        )
         return diswot_score(map_s, map_t, gradient_s, gradient_t).item()
 
     return score

@@ -42,8 +42,18 @@ def quantized(model: nn.Module, bits: int = 8) -> Quantization:
     return Quantization(deepcopy(model).eval(), bits)
 
 
-def attack(model: nn.Module, images: Tensor, test: Split, num_classes: int, *, max_flips: int = 30, bits: int = 8, k_top: int = 10,
-           folder: Path | None = None, description: str = "bit search") -> Attack:
+def attack(
+    model: nn.Module,
+    images: Tensor,
+    test: Split,
+    num_classes: int,
+    *,
+    max_flips: int = 30,
+    bits: int = 8,
+    k_top: int = 10,
+    folder: Path | None = None,
+    description: str = "bit search",
+) -> Attack:
     """Flip the worst bits, as the attacker's images show them, until chance level or `max_flips`.
 
     Args:
@@ -64,7 +74,9 @@ def attack(model: nn.Module, images: Tensor, test: Split, num_classes: int, *, m
     if path is not None and path.exists():
         state = load_state(path)
         if not isinstance(state, dict) or state.get("identity") != identity:
-            raise InputError(f"{path.name} is the trail of another network or of other images; delete it or use another folder")
+            raise InputError(
+                f"{path.name} is the trail of another network or of other images; delete it or use another folder"
+            )
         search.load_state_dict(state["search"])
         rows, exhausted = state["rows"], state["exhausted"]
     rows = rows or [{"flips": 0, "accuracy": evaluate(search.model, test)["top1"], "loss": None, "layer": None}]
@@ -73,14 +85,24 @@ def attack(model: nn.Module, images: Tensor, test: Split, num_classes: int, *, m
             break
         try:
             step = search.step()
-            rows.append({"flips": search.num_flips, "accuracy": evaluate(search.model, test)["top1"], "loss": step.loss_after,
-                         "layer": step.flips[0].layer})
+            rows.append(
+                {
+                    "flips": search.num_flips,
+                    "accuracy": evaluate(search.model, test)["top1"],
+                    "loss": step.loss_after,
+                    "layer": step.flips[0].layer,
+                }
+            )
         except NothingToFlip:
             exhausted = True
         if path is not None:
-            save_state(path, {"identity": identity, "search": search.state_dict(), "rows": rows, "exhausted": exhausted})
+            save_state(
+                path, {"identity": identity, "search": search.state_dict(), "rows": rows, "exhausted": exhausted}
+            )
     trail = [flip._asdict() for step in search.trail for flip in step.flips]
-    return Attack(rows, trail, flips_to_chance([r["flips"] for r in rows], [r["accuracy"] for r in rows], num_classes), exhausted)
+    return Attack(
+        rows, trail, flips_to_chance([r["flips"] for r in rows], [r["accuracy"] for r in rows], num_classes), exhausted
+    )
 
 
 def random_attack(model: nn.Module, test: Split, counts: Sequence[int], *, bits: int = 8, seed: int = 0) -> list[dict]:
@@ -104,8 +126,17 @@ def random_attack(model: nn.Module, test: Split, counts: Sequence[int], *, bits:
     return rows
 
 
-def compare_sources(models: Mapping[str, nn.Module], sources: Mapping[str, Mapping[str, Sequence[Tensor]]], test: Split, num_classes: int, *,
-                    max_flips: int = 30, bits: int = 8, k_top: int = 10, folder: Path | None = None) -> tuple[list[dict], list[dict], list[dict]]:
+def compare_sources(
+    models: Mapping[str, nn.Module],
+    sources: Mapping[str, Mapping[str, Sequence[Tensor]]],
+    test: Split,
+    num_classes: int,
+    *,
+    max_flips: int = 30,
+    bits: int = 8,
+    k_top: int = 10,
+    folder: Path | None = None,
+) -> tuple[list[dict], list[dict], list[dict]]:
     """Attack several networks with several sources of images each, several batches of each source.
 
     Args:
@@ -116,16 +147,37 @@ def compare_sources(models: Mapping[str, nn.Module], sources: Mapping[str, Mappi
         (chance level), `left` (last accuracy). Where chance was not reached `flips` is what was spent, a lower bound.
     """
     curves, trails, summary = [], [], []
-    tasks = [(teacher, source, repeat) for teacher in models for source, batches in sources[teacher].items() for repeat in range(len(batches))]
+    tasks = [
+        (teacher, source, repeat)
+        for teacher in models
+        for source, batches in sources[teacher].items()
+        for repeat in range(len(batches))
+    ]
     for teacher, source, repeat in tasks:
         place = folder / f"{teacher}-{source}-{repeat}".replace(" ", "_") if folder is not None else None
-        found = attack(models[teacher], sources[teacher][source][repeat], test, num_classes, max_flips=max_flips, bits=bits, k_top=k_top,
-                       folder=place, description=f"{teacher}, {source}, repeat {repeat}")
+        found = attack(
+            models[teacher],
+            sources[teacher][source][repeat],
+            test,
+            num_classes,
+            max_flips=max_flips,
+            bits=bits,
+            k_top=k_top,
+            folder=place,
+            description=f"{teacher}, {source}, repeat {repeat}",
+        )
         who = {"teacher": teacher, "source": source, "repeat": repeat}
         curves += [who | row for row in found.rows]
         trails += [who | flip for flip in found.trail]
         last = found.rows[-1]
-        summary.append(who | {"flips": found.to_chance or last["flips"], "reached": found.to_chance is not None, "left": last["accuracy"]})
+        summary.append(
+            who
+            | {
+                "flips": found.to_chance or last["flips"],
+                "reached": found.to_chance is not None,
+                "left": last["accuracy"],
+            }
+        )
     return curves, trails, summary
 
 
@@ -140,13 +192,23 @@ def band(curves: Sequence[Mapping], source: str, max_flips: int) -> list[dict]:
     for row in curves:
         if row["source"] == source:
             attacks.setdefault((row["teacher"], row["repeat"]), []).append(row)
-    table = torch.tensor([[accuracy_at(rows, flips) for flips in range(max_flips + 1)] for rows in attacks.values()], dtype=torch.float64)
+    table = torch.tensor(
+        [[accuracy_at(rows, flips) for flips in range(max_flips + 1)] for rows in attacks.values()], dtype=torch.float64
+    )
     lines = zip(table.mean(0).tolist(), table.amin(0).tolist(), table.amax(0).tolist(), strict=True)
     return [{"flips": flips, "mean": mean, "low": low, "high": high} for flips, (mean, low, high) in enumerate(lines)]
 
 
-def attack_sources(data: Dataset, teacher: nn.Module, prior: DiffusionPrior, generator: ReusableGenerator, pool: Tensor, count: int, repeats: int,
-                   seed: int = 0) -> dict[str, list[Tensor]]:
+def attack_sources(
+    data: Dataset,
+    teacher: nn.Module,
+    prior: DiffusionPrior,
+    generator: ReusableGenerator,
+    pool: Tensor,
+    count: int,
+    repeats: int,
+    seed: int = 0,
+) -> dict[str, list[Tensor]]:
     """What attackers may hold: `repeats` batches of `count` images from each source, in [-1, 1].
 
     Args:
@@ -160,10 +222,22 @@ def attack_sources(data: Dataset, teacher: nn.Module, prior: DiffusionPrior, gen
     found: dict[str, list[Tensor]] = {name: [] for name in ("real", "CADR", "pool", "reusable", "abandoned", "noise")}
     for repeat in range(repeats):
         rng = generator_for(seed, "attack images", repeat, device=device)
-        found["real"].append(data.private.images[torch.randperm(len(data.private), generator=rng, device=device)[:count]])
+        found["real"].append(
+            data.private.images[torch.randperm(len(data.private), generator=rng, device=device)[:count]]
+        )
         labels = torch.arange(count, device=device) % data.num_classes
-        found["CADR"].append(draw(prior, labels, shape, teacher=teacher, guidance=GuidanceConfig(eta=1.0), solver="dpmsolver++", num_steps=10,
-                                  seed=seed + 1000 * repeat).images)
+        found["CADR"].append(
+            draw(
+                prior,
+                labels,
+                shape,
+                teacher=teacher,
+                guidance=GuidanceConfig(eta=1.0),
+                solver="dpmsolver++",
+                num_steps=10,
+                seed=seed + 1000 * repeat,
+            ).images
+        )
         found["pool"].append(pool[torch.randperm(len(pool), generator=rng, device=device)[:count]])
         z = draw_latents(count, generator.latent_dim, rng, device)
         for name, branch in (("reusable", generator.gan1), ("abandoned", generator.gan2)):
@@ -178,7 +252,8 @@ def _with_fresh_branch(generator: ReusableGenerator, branch: nn.Module, z: Tenso
     seed_everything(seed)
     mixed = deepcopy(generator)
     mixed.gan2.load_state_dict(branch.state_dict())
-    mixed.gan1 = LatentGenerator(generator.image_size, generator.channels, generator.latent_dim,
-                                 generator.gan1.conv_blocks[-2].in_channels).to(z.device)
+    mixed.gan1 = LatentGenerator(
+        generator.image_size, generator.channels, generator.latent_dim, generator.gan1.conv_blocks[-2].in_channels
+    ).to(z.device)
     refresh_batch_norm(mixed, z)
     return mixed.eval()(z)

@@ -49,7 +49,13 @@ def describe(teacher: nn.Module, images: Tensor, labels: Tensor | None = None) -
     }
     if labels is None:
         return row
-    measures = {"accuracy": metrics.accuracy, "nll": metrics.nll, "brier": metrics.brier, "ece": metrics.ece, "mce": metrics.mce}
+    measures = {
+        "accuracy": metrics.accuracy,
+        "nll": metrics.nll,
+        "brier": metrics.brier,
+        "ece": metrics.ece,
+        "mce": metrics.mce,
+    }
     return row | {name: measure(logits, labels).item() for name, measure in measures.items()}
 
 
@@ -83,7 +89,9 @@ def titles(names: list[str], predicted: Tensor, confidence: Tensor) -> list[str]
     return [f"{names[label]} {value:.2f}" for label, value in zip(predicted.tolist(), confidence.tolist(), strict=True)]
 
 
-def behaviour_sources(data: Dataset, synthetic: Tensor, asked: Tensor, count: int, seed: int = 0) -> dict[str, tuple[Tensor, Tensor | None]]:
+def behaviour_sources(
+    data: Dataset, synthetic: Tensor, asked: Tensor, count: int, seed: int = 0
+) -> dict[str, tuple[Tensor, Tensor | None]]:
     """name -> (images, labels or None) of `private`, `test`, `synthetic` (the last of those given), `gaussian` and `uniform` noise.
 
     Args:

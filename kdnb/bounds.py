@@ -80,8 +80,17 @@ def _network(inputs: int, hidden: int, outputs: int) -> nn.Module:
     return nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, outputs))
 
 
-def train_vae(model: VAE, train: Tensor, test: Tensor, *, epochs: int, batch_size: int = 64, lr: float = 1e-2, seed: int = 0,
-              folder: Path | None = None) -> list[dict]:
+def train_vae(
+    model: VAE,
+    train: Tensor,
+    test: Tensor,
+    *,
+    epochs: int,
+    batch_size: int = 64,
+    lr: float = 1e-2,
+    seed: int = 0,
+    folder: Path | None = None,
+) -> list[dict]:
     """Maximise the mean ELBO by Adam, one sample of z an image; the model is left in eval mode.
 
     Args:
@@ -97,13 +106,15 @@ def train_vae(model: VAE, train: Tensor, test: Tensor, *, epochs: int, batch_siz
     """
     steps_per_epoch = len(train) // batch_size
     if steps_per_epoch < 1 or epochs < 1:
-        raise InputError(f"training needs epochs >= 1 and at least one batch of {batch_size} images, got {epochs} and {len(train)} images")
+        raise InputError(
+            f"training needs epochs >= 1 and at least one batch of {batch_size} images, got {epochs} and {len(train)} images"
+        )
     noise_for = _noise(model.num_latents, train.device, seed)
 
     def loss_at(step: int) -> Tensor:
         epoch, position = divmod(step, steps_per_epoch)
         order = torch.randperm(len(train), generator=generator_for(seed, "order", epoch)).to(train.device)
-        images = train[order[position * batch_size: (position + 1) * batch_size]]
+        images = train[order[position * batch_size : (position + 1) * batch_size]]
         reconstruction, kl = model.elbo_terms(images, noise_for("vae", step, len(images)))
         return (kl.sum(1) - reconstruction).mean()
 
@@ -112,9 +123,13 @@ def train_vae(model: VAE, train: Tensor, test: Tensor, *, epochs: int, batch_siz
         if step % steps_per_epoch:
             return None
         reconstruction, kl = model.elbo_terms(test, noise_for("test", 0, len(test)))
-        return {"epoch": step // steps_per_epoch, "elbo": -losses[step - steps_per_epoch: step].mean().item(),
-                "test_elbo": (reconstruction - kl.sum(1)).mean().item(), "test_reconstruction": reconstruction.mean().item(),
-                "test_kl": kl.sum(1).mean().item()}
+        return {
+            "epoch": step // steps_per_epoch,
+            "elbo": -losses[step - steps_per_epoch : step].mean().item(),
+            "test_elbo": (reconstruction - kl.sum(1)).mean().item(),
+            "test_reconstruction": reconstruction.mean().item(),
+            "test_kl": kl.sum(1).mean().item(),
+        }
 
     model.train()
     rows = _descend(model, loss_at, epochs * steps_per_epoch, lr, row_at, folder, "autoencoder")
@@ -124,12 +139,16 @@ def train_vae(model: VAE, train: Tensor, test: Tensor, *, epochs: int, batch_siz
 
 def _noise(num_latents: int, device: torch.device, seed: int) -> Callable[[str, int, int], Tensor]:
     def draw(purpose: str, step: int, count: int) -> Tensor:
-        return torch.randn(count, num_latents, generator=generator_for(seed, purpose, step, device=device), device=device)
+        return torch.randn(
+            count, num_latents, generator=generator_for(seed, purpose, step, device=device), device=device
+        )
 
     return draw
 
 
-def importance_estimates(model: VAE, images: Tensor, num_samples: Sequence[int], repeats: int = 1, seed: int = 0) -> dict[int, Tensor]:
+def importance_estimates(
+    model: VAE, images: Tensor, num_samples: Sequence[int], repeats: int = 1, seed: int = 0
+) -> dict[int, Tensor]:
     """Estimates of the bounds L_S = E ln 1/S sum_s w_s; S = 1 is the ELBO, large S estimates ln p(x).
 
     Args:
@@ -163,14 +182,23 @@ def latent_kl(model: VAE, images: Tensor) -> Tensor:
 
 # --- mutual information --------------------------------------------------------------------------------------------------------
 
+
 def correlated_pairs(rho: float, num_pairs: int, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """t and s, (count, num_pairs) each: independent pairs of standard normals with correlation rho."""
     s, independent = torch.randn(2, count, num_pairs, generator=generator)
     return rho * s + math.sqrt(1 - rho**2) * independent, s
 
 
-def vid_bound_on_pairs(rho: float, num_pairs: int = 8, *, steps: int = 600, batch_size: int = 256, lr: float = 3e-2, seed: int = 0,
-                       folder: Path | None = None) -> list[dict]:
+def vid_bound_on_pairs(
+    rho: float,
+    num_pairs: int = 8,
+    *,
+    steps: int = 600,
+    batch_size: int = 256,
+    lr: float = 3e-2,
+    seed: int = 0,
+    folder: Path | None = None,
+) -> list[dict]:
     """Train VID's own regressor and variances on correlated Gaussians, where the information it bounds is known.
 
         I(t; s) = H(t) - H(t|s)  >=  H(t) + E ln q(t|s),   q(t|s) = N(mu(s), diag v)
@@ -199,15 +227,22 @@ def vid_bound_on_pairs(rho: float, num_pairs: int = 8, *, steps: int = 600, batc
     every = max(1, steps // 20)
 
     def negative_log_q(t: Tensor, s: Tensor) -> Tensor:
-        return vid_loss(*model(s[..., None, None]), t[..., None, None])  # a map of one pixel; nats an element without the constant
+        return vid_loss(
+            *model(s[..., None, None]), t[..., None, None]
+        )  # a map of one pixel; nats an element without the constant
 
     @torch.no_grad()
     def row_at(step: int, losses: Tensor) -> dict | None:
         if step % every and step != steps:
             return None
         bound = num_pairs * (0.5 * (_LOG_2PI + 1) - 0.5 * _LOG_2PI - negative_log_q(held_t, held_s).item())
-        return {"step": step, "bound": bound, "information": information, "info_nce": info_nce(critic).item(),
-                "variance": model(held_s[:1, :, None, None])[1].mean().item()}
+        return {
+            "step": step,
+            "bound": bound,
+            "information": information,
+            "info_nce": info_nce(critic).item(),
+            "variance": model(held_s[:1, :, None, None])[1].mean().item(),
+        }
 
     def loss_at(step: int) -> Tensor:
         return negative_log_q(*correlated_pairs(rho, num_pairs, batch_size, generator_for(seed, "pairs", step)))
@@ -236,15 +271,31 @@ def layer_information(method: VID, student: nn.Module, teacher: nn.Module, image
         spread = feat_t.transpose(0, 1).flatten(1).var(1, correction=0)
         blind = -0.5 * (_LOG_2PI + 1 + spread.clamp_min(1e-5).log().mean().item())
         low, median, high = variance.quantile(torch.tensor([0.0, 0.5, 1.0], device=variance.device)).tolist()
-        rows.append({"layer": number, "gain": expected - blind, "expected": expected, "variance_low": low, "variance_median": median,
-                     "variance_high": high})
+        rows.append(
+            {
+                "layer": number,
+                "gain": expected - blind,
+                "expected": expected,
+                "variance_low": low,
+                "variance_median": median,
+                "variance_high": high,
+            }
+        )
     return rows
 
 
 # --- the loop ------------------------------------------------------------------------------------------------------------------
 
-def _descend(model: nn.Module, loss_at: Callable[[int], Tensor], steps: int, lr: float, row_at: Callable[[int, Tensor], dict | None],
-             folder: Path | None, description: str) -> list[dict]:
+
+def _descend(
+    model: nn.Module,
+    loss_at: Callable[[int], Tensor],
+    steps: int,
+    lr: float,
+    row_at: Callable[[int, Tensor], dict | None],
+    folder: Path | None,
+    description: str,
+) -> list[dict]:
     """Adam on loss_at(0), loss_at(1), ...; row_at(steps done, losses) may give a row. All randomness is a function of the step."""
     optimizer = torch.optim.Adam(model.parameters(), lr)
     device = next(model.parameters()).device
@@ -269,14 +320,23 @@ def _descend(model: nn.Module, loss_at: Callable[[int], Tensor], steps: int, lr:
             rows.append(row)
         if folder is not None and (step + 1 == steps or time.monotonic() - saved > _SAVE_EVERY):
             _stop_if_not_finite(losses[: step + 1], description)
-            saver.save(step + 1, {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "losses": losses[: step + 1], "rows": rows})
+            saver.save(
+                step + 1,
+                {
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "losses": losses[: step + 1],
+                    "rows": rows,
+                },
+            )
             saved = time.monotonic()
     return rows
-
 
 
 def _stop_if_not_finite(losses: Tensor, description: str) -> None:
     bad = (~losses.isfinite()).nonzero()
     if len(bad):
-        raise FloatingPointError(f"{description}: the loss became infinite or NaN at step {int(bad[0])}; the last checkpoint is from before. "
-                                 "Lower lr.")
+        raise FloatingPointError(
+            f"{description}: the loss became infinite or NaN at step {int(bad[0])}; the last checkpoint is from before. "
+            "Lower lr."
+        )

@@ -25,7 +25,11 @@ def read_header(path: Path) -> dict[str, Any]:
             if not 2 <= length <= min(size - 8, _MAX_HEADER):
                 raise InputError(f"checkpoint {path.name} is damaged or not a safetensors file")
             header = json.loads(file.read(length))
-        promised = 8 + length + max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+        promised = (
+            8
+            + length
+            + max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+        )
     except OSError as error:
         raise InputError(f"checkpoint {path.name} can't be read: {error.strerror}") from error
     except _MALFORMED as error:
@@ -33,7 +37,9 @@ def read_header(path: Path) -> dict[str, Any]:
             raise
         raise InputError(f"checkpoint {path.name} is damaged or not a safetensors file") from error
     if size != promised:
-        raise InputError(f"checkpoint {path.name} is truncated or damaged: its header promises {promised} bytes, it has {size}")
+        raise InputError(
+            f"checkpoint {path.name} is truncated or damaged: its header promises {promised} bytes, it has {size}"
+        )
     return header
 
 
@@ -54,7 +60,9 @@ def check_classes(path: Path, num_classes: int, dataset: str) -> None:
     if not heads:
         raise InputError(f"checkpoint {Path(path).name} holds no classifier: no weight matrix in it")
     if heads[-1][0] != num_classes:
-        raise InputError(f"checkpoint {Path(path).name} is of a network for {heads[-1][0]} classes, {dataset} has {num_classes}")
+        raise InputError(
+            f"checkpoint {Path(path).name} is of a network for {heads[-1][0]} classes, {dataset} has {num_classes}"
+        )
 
 
 def _is_from_torch_save(path: Path) -> bool:

@@ -31,6 +31,7 @@ _MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors format itself
 
 # --- packing -------------------------------------------------------------------------------------------------------------------
 
+
 def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
         name = f"t{len(tensors)}"
@@ -44,7 +45,9 @@ def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
         return [_pack(item, tensors) for item in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise TypeError(f"a state holds tensors, numbers, strings, booleans, None and nests of them, not {type(value).__name__}")
+    raise TypeError(
+        f"a state holds tensors, numbers, strings, booleans, None and nests of them, not {type(value).__name__}"
+    )
 
 
 def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
@@ -53,7 +56,9 @@ def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     if not isinstance(value, dict):
         return value
     if value["$"] == "tensor":
-        return tensors[value["name"]].clone()  # the file's own memory is not aligned, and kernels then round differently
+        return tensors[
+            value["name"]
+        ].clone()  # the file's own memory is not aligned, and kernels then round differently
     if value["$"] == "dict":
         return {key: _unpack(item, tensors) for key, item in value["items"]}
     return tuple(_unpack(item, tensors) for item in value["items"])
@@ -71,19 +76,23 @@ def dump_state(state: Any, purpose: str = "") -> bytes:
 def parse_state(data: bytes, name: str = "state", purpose: str | None = None) -> Any:
     """The state in `data`; `InputError` if a single byte differs from what was written, or if it was written for another purpose."""
     if len(data) < 8:
-        raise InputError(f"{name} is damaged: {len(data)} bytes are too few for a state file; delete it or restore a copy")
+        raise InputError(
+            f"{name} is damaged: {len(data)} bytes are too few for a state file; delete it or restore a copy"
+        )
     length = int.from_bytes(data[:8], "little")
     if length > min(len(data) - 8, _MAX_HEADER):
-        raise InputError(f"{name} is damaged: its header claims {length} bytes and the file has {len(data)}; delete it or restore a copy")
+        raise InputError(
+            f"{name} is damaged: its header claims {length} bytes and the file has {len(data)}; delete it or restore a copy"
+        )
     found = _DIGEST.search(data, 8, 8 + length)
     if not found:
         raise InputError(f"{name} is not a kdnb state file: it carries no content hash")
-    blanked = data[: found.start(1)] + _BLANK.encode() + data[found.end(1):]
+    blanked = data[: found.start(1)] + _BLANK.encode() + data[found.end(1) :]
     if hashlib.sha256(blanked).hexdigest().encode() != found.group(1):
         raise InputError(f"{name} is damaged: its content does not match its hash; delete it or restore a copy")
     try:
         tensors = load_tensors(data)
-        metadata = json.loads(data[8: 8 + length])["__metadata__"]
+        metadata = json.loads(data[8 : 8 + length])["__metadata__"]
         if purpose not in (None, metadata.get("purpose", purpose)):  # older files carry none
             raise InputError(f"{name} is a whole state file, but not {purpose}; restore a copy of that, or delete it")
         return _unpack(json.loads(metadata["state"]), tensors)
@@ -124,6 +133,7 @@ def state_hash(tensors: Mapping[str, Tensor]) -> str:
 
 
 # --- progress of one long routine ----------------------------------------------------------------------------------------------
+
 
 class Checkpointer:
     """The newest states of one routine in one folder; the last good one always loads.
@@ -174,6 +184,7 @@ class Checkpointer:
 
 
 # --- artifacts shared by notebooks ---------------------------------------------------------------------------------------------
+
 
 def artifact(kind: str, recipe: Mapping, make: Callable[[Path], Any], root: Path | None = None) -> Any:
     """The state made by an identical recipe before, or `make(progress_folder)` now.

@@ -14,11 +14,19 @@ from kdnb.training import fit
 from kdnb.training_recipe import Recipe
 
 _ONE_CYCLE = Recipe(epochs=20, batch_size=64, lr=0.1, nesterov=True)
-_CIFAR_SCRATCH = Recipe(epochs=200, batch_size=256, lr=0.1, weight_decay=1e-4, schedule="multistep", milestones=(120, 150, 180), lr_gamma=0.2)
+_CIFAR_SCRATCH = Recipe(
+    epochs=200,
+    batch_size=256,
+    lr=0.1,
+    weight_decay=1e-4,
+    schedule="multistep",
+    milestones=(120, 150, 180),
+    lr_gamma=0.2,
+)
 TEACHER_RECIPES = {
     "digits": _ONE_CYCLE,
     "fashion_mnist": dataclasses.replace(_ONE_CYCLE, epochs=10, batch_size=128),
-    "cifar10": _CIFAR_SCRATCH,   # as CMI and AEAHL-RG train theirs
+    "cifar10": _CIFAR_SCRATCH,  # as CMI and AEAHL-RG train theirs
     "cifar100": _CIFAR_SCRATCH,
 }
 
@@ -48,7 +56,9 @@ def fresh(model: str, data: Dataset, seed: int) -> nn.Module:
     return build(model, **data.normalization).to(data.test.device)
 
 
-def train_or_load(model: str, data: Dataset, recipe: Recipe, *, seed: int = 0, split: str = "private", description: str | None = None) -> Trained:
+def train_or_load(
+    model: str, data: Dataset, recipe: Recipe, *, seed: int = 0, split: str = "private", description: str | None = None
+) -> Trained:
     """A classifier trained on one split of a data set, or the one an identical recipe gave before.
 
     Args:
@@ -56,12 +66,27 @@ def train_or_load(model: str, data: Dataset, recipe: Recipe, *, seed: int = 0, s
         split: "private" (the teacher's), "judge" (the public images with labels, for evaluation only) or "train" (both).
     """
     part: Split = getattr(data, split)
-    key = {"model": model, "dataset": data.name, "image_size": data.image_size, "split": split, "data": part.hash,
-           "recipe": dataclasses.asdict(recipe), "seed": seed}
+    key = {
+        "model": model,
+        "dataset": data.name,
+        "image_size": data.image_size,
+        "split": split,
+        "data": part.hash,
+        "recipe": dataclasses.asdict(recipe),
+        "seed": seed,
+    }
 
     def make(progress_folder: Path) -> dict:
         net = fresh(model, data, seed)
-        found = fit(net, part, data.test, recipe, seed=seed, folder=progress_folder, description=description or f"training {model}")
+        found = fit(
+            net,
+            part,
+            data.test,
+            recipe,
+            seed=seed,
+            folder=progress_folder,
+            description=description or f"training {model}",
+        )
         return {"model": net.state_dict(), "history": found.history}
 
     state = artifact("classifier", key, make)

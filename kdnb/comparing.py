@@ -1,13 +1,13 @@
 """Two runs side by side: what they were made with, and whether their results are equal, within spread, or different.
 
-    equal           every number in results.csv and tables/ is the same; times, memory and what follows from them don't count
-    within spread   every metric of one run lies in the prediction interval of the other one's experiment
+equal           every number in results.csv and tables/ is the same; times, memory and what follows from them don't count
+within spread   every metric of one run lies in the prediction interval of the other one's experiment
 
-        mean +- t_{1 - 0.025/m, n-1} s sqrt(1 + 1/n)
+    mean +- t_{1 - 0.025/m, n-1} s sqrt(1 + 1/n)
 
-    over the n >= 3 other runs that share all parameters but the seed with the first run; s with divisor n - 1. Divided by m, the number
-    of metrics, so that all of them together lie inside with 95 % probability (Bonferroni)
-    different       anything else; "spread unknown" is added where there are fewer than 3 such runs
+over the n >= 3 other runs that share all parameters but the seed with the first run; s with divisor n - 1. Divided by m, the number
+of metrics, so that all of them together lie inside with 95 % probability (Bonferroni)
+different       anything else; "spread unknown" is added where there are fewer than 3 such runs
 """
 
 import csv
@@ -31,8 +31,10 @@ from kdnb.records import RunFiles, read_run, runs_beside
 from kdnb.reproducibility import provenance
 
 MIN_RUNS = 3
-RULE = ("equal: all numbers but times and memory are the same; within spread: every metric of the second run lies in the prediction "
-        f"interval of the first one's experiment over at least {MIN_RUNS} seeds, 95 % for all metrics together")
+RULE = (
+    "equal: all numbers but times and memory are the same; within spread: every metric of the second run lies in the prediction "
+    f"interval of the first one's experiment over at least {MIN_RUNS} seeds, 95 % for all metrics together"
+)
 _COMPARED = ("parameters", "seeds", "hashes", "versions", "hardware", "execution")
 _OF_THE_OCCASION = {"started", "seconds", "peak_memory_mib", "status"}
 _MEASURED = re.compile(r"(?:^|_)(?:seconds|minutes|ms|time|memory|mib|gib|speedup)(?:$|_)|per_second", re.IGNORECASE)
@@ -73,7 +75,10 @@ class Comparison:
 
     def describe(self) -> str:
         """Lines for a terminal."""
-        lines = [f"{one.section:12} {one.name}: {_shown(one.first)} | {_shown(one.second)}" for one in [*self.made_with, *self.results]]
+        lines = [
+            f"{one.section:12} {one.name}: {_shown(one.first)} | {_shown(one.second)}"
+            for one in [*self.made_with, *self.results]
+        ]
         return "\n".join([*(lines or ["nothing differs"]), f"results: {self.verdict}", f"  ({RULE})"])
 
 
@@ -83,6 +88,7 @@ def _shown(value: Any) -> str:
 
 # --- comparing -----------------------------------------------------------------------------------------------------------------
 
+
 def compare_runs(first: Path, second: Path) -> Comparison:
     """Compare two run folders by the module's rule.
 
@@ -90,14 +96,19 @@ def compare_runs(first: Path, second: Path) -> Comparison:
         InputError: a file of one of the runs is not what the run wrote, or one has no results.
     """
     a, b = _whole(first), _whole(second)
-    made_with = [Difference(section, *entry) for section in _COMPARED
-                 for entry in _differing(provenance(a).get(section, {}), provenance(b).get(section, {}), _OF_THE_OCCASION)]
+    made_with = [
+        Difference(section, *entry)
+        for section in _COMPARED
+        for entry in _differing(provenance(a).get(section, {}), provenance(b).get(section, {}), _OF_THE_OCCASION)
+    ]
     metrics = [Difference("results", *entry) for entry in _differing(_numbers(a), _numbers(b))]
     tables = [Difference("tables", *entry) for entry in _differing_tables(a, b)]
     if not metrics and not tables:
         verdict = "equal"
     else:
-        experiment = [run for run in map(read_run, runs_beside(a.folder)) if run.recipe == a.recipe and run.folder != b.folder]
+        experiment = [
+            run for run in map(read_run, runs_beside(a.folder)) if run.recipe == a.recipe and run.folder != b.folder
+        ]
         verdict = _judge(metrics, len(_numbers(a)), experiment)
     return Comparison(verdict, made_with, metrics + tables)
 
@@ -123,7 +134,9 @@ def _numbers(run: RunFiles) -> dict[str, float]:
 
 def _differing_tables(a: RunFiles, b: RunFiles) -> Iterator[tuple[str, str | None, str | None]]:
     """(name, the first differing line of the one, that of the other); measured columns and rows are left out."""
-    ours, theirs = ({path.name: _lines(path) for path in sorted((run.folder / "tables").glob("*.csv"))} for run in (a, b))
+    ours, theirs = (
+        {path.name: _lines(path) for path in sorted((run.folder / "tables").glob("*.csv"))} for run in (a, b)
+    )
     for name, _, _ in _differing(ours, theirs):
         pairs = zip(ours.get(name, []), theirs.get(name, []), strict=False)
         number = next((number for number, (x, y) in enumerate(pairs, start=1) if x != y), None)
@@ -172,6 +185,7 @@ def prediction_interval(values: Sequence[float], probability: float = 0.95) -> t
 
 
 # --- verifying -----------------------------------------------------------------------------------------------------------------
+
 
 def verify(folder: Path, reuse: bool = False, limit: float | None = None) -> tuple[Outcome, Comparison | None]:
     """Execute a run once more from its own record, in outputs of its own that are removed afterwards, and compare.

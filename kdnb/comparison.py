@@ -62,9 +62,15 @@ def one_at_a_time(setting: Setting) -> dict[str, dict[str, Setting]]:
     """
     hyper = methods.build(setting.method, **setting.hyper).hyper
     values = {"scales": [[1], [1, 2], [1, 2, 4]]} if "scales" in hyper else {}
-    values |= {name: [hyper[name] / factor, hyper[name], hyper[name] * factor] for name, factor in (("temperature", 2), ("kd_weight", 3))
-               if name in hyper}
-    return {name: {_text(value): Setting(setting.method, setting.hyper | {name: value}) for value in choices} for name, choices in values.items()}
+    values |= {
+        name: [hyper[name] / factor, hyper[name], hyper[name] * factor]
+        for name, factor in (("temperature", 2), ("kd_weight", 3))
+        if name in hyper
+    }
+    return {
+        name: {_text(value): Setting(setting.method, setting.hyper | {name: value}) for value in choices}
+        for name, choices in values.items()
+    }
 
 
 def _text(value: float | list) -> str:
@@ -90,7 +96,11 @@ def student_recipe(data: Dataset, milestones: Sequence[int] = (), **values) -> R
     Args:
         values: further fields of `Recipe`; augmentation is the data set's own.
     """
-    schedule = {"schedule": "multistep", "milestones": tuple(milestones)} if milestones else {"schedule": "one_cycle", "nesterov": True}
+    schedule = (
+        {"schedule": "multistep", "milestones": tuple(milestones)}
+        if milestones
+        else {"schedule": "one_cycle", "nesterov": True}
+    )
     return Recipe(crop_padding=data.crop_padding, flip=data.spec.flip, **schedule, **values)
 
 
@@ -108,8 +118,17 @@ class Distilled(NamedTuple):
         return self.method.predict(self.student(images, return_features=True)).clone()
 
 
-def distil(setting: Setting, student: str, teacher: Trained, data: Dataset, recipe: Recipe, *, seed: int = 0, omitted_class: int | None = None,
-           description: str | None = None) -> Distilled:
+def distil(
+    setting: Setting,
+    student: str,
+    teacher: Trained,
+    data: Dataset,
+    recipe: Recipe,
+    *,
+    seed: int = 0,
+    omitted_class: int | None = None,
+    description: str | None = None,
+) -> Distilled:
     """One student of one method and seed, from the cache if an identical one was trained before.
 
     Args:
@@ -120,13 +139,36 @@ def distil(setting: Setting, student: str, teacher: Trained, data: Dataset, reci
     """
     net, method = _bound(setting, student, teacher, data, recipe, seed)
     train = data.train if omitted_class is None else data.train.without_class(_known_class(omitted_class, data))
-    key = {"student": student, "method": setting.method, "hyper": method.hyper, "teacher": teacher.hash if method.needs_teacher else None,
-           "dataset": data.name, "image_size": data.image_size, "data": train.hash, "recipe": dataclasses.asdict(recipe), "seed": seed}
+    key = {
+        "student": student,
+        "method": setting.method,
+        "hyper": method.hyper,
+        "teacher": teacher.hash if method.needs_teacher else None,
+        "dataset": data.name,
+        "image_size": data.image_size,
+        "data": train.hash,
+        "recipe": dataclasses.asdict(recipe),
+        "seed": seed,
+    }
 
     def make(progress_folder: Path) -> dict:
-        found = fit(net, train, data.test, recipe, method=method, teacher=teacher.model, seed=seed, folder=progress_folder,
-                    description=description or f"{setting.method}, seed {seed}")
-        return {"student": net.state_dict(), "method": method.state_dict(), "history": found.history, "seconds": found.seconds}
+        found = fit(
+            net,
+            train,
+            data.test,
+            recipe,
+            method=method,
+            teacher=teacher.model,
+            seed=seed,
+            folder=progress_folder,
+            description=description or f"{setting.method}, seed {seed}",
+        )
+        return {
+            "student": net.state_dict(),
+            "method": method.state_dict(),
+            "history": found.history,
+            "seconds": found.seconds,
+        }
 
     state = artifact("student", key, make)
     net.load_state_dict(state["student"])
@@ -134,11 +176,15 @@ def distil(setting: Setting, student: str, teacher: Trained, data: Dataset, reci
     return Distilled(net.eval(), method.eval(), state["history"], state["seconds"], recipe_key(key))
 
 
-def _bound(setting: Setting, student: str, teacher: Trained, data: Dataset, recipe: Recipe, seed: int) -> tuple[nn.Module, nn.Module]:
+def _bound(
+    setting: Setting, student: str, teacher: Trained, data: Dataset, recipe: Recipe, seed: int
+) -> tuple[nn.Module, nn.Module]:
     """An untrained student and its method, made for each other."""
     net = fresh(student, data, seed)
     method = methods.build(setting.method, **setting.hyper)
-    method.bind(net, teacher.model, (data.channels, data.image_size, data.image_size), data.num_classes, recipe.batch_size)
+    method.bind(
+        net, teacher.model, (data.channels, data.image_size, data.image_size), data.num_classes, recipe.batch_size
+    )
     return net, method
 
 
@@ -148,8 +194,16 @@ def _known_class(label: int, data: Dataset) -> int:
     return label
 
 
-def compare(settings: Mapping[str, Setting], student: str, teacher: Trained, data: Dataset, recipe: Recipe, seeds: Sequence[int], *,
-            omitted_class: int | None = None) -> list[dict]:
+def compare(
+    settings: Mapping[str, Setting],
+    student: str,
+    teacher: Trained,
+    data: Dataset,
+    recipe: Recipe,
+    seeds: Sequence[int],
+    *,
+    omitted_class: int | None = None,
+) -> list[dict]:
     """Train every setting with every seed, the two baselines first, and measure what came out.
 
     Args:
@@ -172,13 +226,33 @@ def compare(settings: Mapping[str, Setting], student: str, teacher: Trained, dat
     cells = [(name, setting, seed) for name, setting in settings.items() for seed in seeds]
     rows = []
     for number, (name, setting, seed) in enumerate(cells, start=1):
-        made = distil(setting, student, teacher, data, recipe, seed=seed, omitted_class=omitted_class,
-                      description=f"{name}, seed {seed} ({number} of {len(cells)})")
+        made = distil(
+            setting,
+            student,
+            teacher,
+            data,
+            recipe,
+            seed=seed,
+            omitted_class=omitted_class,
+            description=f"{name}, seed {seed} ({number} of {len(cells)})",
+        )
         best = max(row["top1"] for row in made.history if "top1" in row)
-        rows.append({"setting": name, "method": setting.method, "seed": seed, "top1": made.history[-1]["top1"], "best_top1": best}
-                    | measure(made, teacher.model, data, omitted_class)
-                    | {"extra_parameters": made.method.extra_parameters(), "seconds": round(made.seconds, 1), "recipe": made.key,
-                       "teacher": teacher.hash})
+        rows.append(
+            {
+                "setting": name,
+                "method": setting.method,
+                "seed": seed,
+                "top1": made.history[-1]["top1"],
+                "best_top1": best,
+            }
+            | measure(made, teacher.model, data, omitted_class)
+            | {
+                "extra_parameters": made.method.extra_parameters(),
+                "seconds": round(made.seconds, 1),
+                "recipe": made.key,
+                "teacher": teacher.hash,
+            }
+        )
     return rows
 
 
@@ -191,7 +265,9 @@ def look(model: nn.Module, images: Tensor, scales: Sequence[int]) -> tuple[Tenso
 
 
 @torch.inference_mode()
-def measure(made: Distilled, teacher: nn.Module, data: Dataset, omitted_class: int | None = None, batch_size: int = 500) -> dict[str, float]:
+def measure(
+    made: Distilled, teacher: nn.Module, data: Dataset, omitted_class: int | None = None, batch_size: int = 500
+) -> dict[str, float]:
     """What a student took over from its teacher, on the test split: see `compare`."""
     sums = torch.zeros(4, dtype=torch.float64, device=data.test.device)
     for images, labels in data.test.batches(batch_size):
@@ -199,13 +275,16 @@ def measure(made: Distilled, teacher: nn.Module, data: Dataset, omitted_class: i
         guess = logits_s.argmax(dim=1)
         omitted = labels == (-1 if omitted_class is None else omitted_class)
         kl = F.kl_div(logits_s.log_softmax(dim=1), logits_t.log_softmax(dim=1), reduction="sum", log_target=True)
-        sums += torch.stack([(guess == logits_t.argmax(dim=1)).sum(), kl, (omitted & (guess == labels)).sum(), omitted.sum()]).double()
+        sums += torch.stack(
+            [(guess == logits_t.argmax(dim=1)).sum(), kl, (omitted & (guess == labels)).sum(), omitted.sum()]
+        ).double()
     agreement, kl, found, omitted = sums.tolist()
     row = {"agreement": agreement / len(data.test), "kl_to_teacher": kl / len(data.test)}
     return row if omitted_class is None else row | {"omitted_top1": found / omitted if omitted else math.nan}
 
 
 # --- statistics ----------------------------------------------------------------------------------------------------------------
+
 
 class Difference(NamedTuple):
     """Mean of paired differences with its 95 % interval; the interval is NaN for one pair, which says nothing about spread."""
@@ -235,8 +314,12 @@ def paired_difference(rows: Sequence[Mapping], setting: str, baseline: str, metr
         check_name("setting", name, dict.fromkeys(row["setting"] for row in rows))
         values[name] = {row["seed"]: row[metric] for row in rows if row["setting"] == name}
     if values[setting].keys() != values[baseline].keys():
-        raise InputError(f"{setting} and {baseline} were not run with the same seeds: {sorted(values[setting])} and {sorted(values[baseline])}")
-    differences = torch.tensor([value - values[baseline][seed] for seed, value in values[setting].items()], dtype=torch.float64)
+        raise InputError(
+            f"{setting} and {baseline} were not run with the same seeds: {sorted(values[setting])} and {sorted(values[baseline])}"
+        )
+    differences = torch.tensor(
+        [value - values[baseline][seed] for seed, value in values[setting].items()], dtype=torch.float64
+    )
     mean, n = differences.mean().item(), len(differences)
     if n < 2:
         return Difference(mean, math.nan, math.nan, n)
@@ -246,7 +329,9 @@ def paired_difference(rows: Sequence[Mapping], setting: str, baseline: str, metr
     return Difference(mean, mean - half, mean + half, n)
 
 
-def summarize(rows: Sequence[Mapping], metrics: Sequence[str] = ("top1", "omitted_top1", "agreement", "kl_to_teacher")) -> list[dict]:
+def summarize(
+    rows: Sequence[Mapping], metrics: Sequence[str] = ("top1", "omitted_top1", "agreement", "kl_to_teacher")
+) -> list[dict]:
     """One row per setting: n, and for each metric that was measured mean and standard deviation (divisor n - 1) over seeds."""
     table = []
     for name in dict.fromkeys(row["setting"] for row in rows):

@@ -11,8 +11,14 @@ _ATTEMPTS = 10  # draws of a box before the central one is taken, as torchvision
 _FRACTION_BITS = 22  # of Pillow's fixed-point resampling weights
 
 
-def random_boxes(num: int, height: int, width: int, scale: tuple[float, float] = (0.08, 1.0), ratio: tuple[float, float] = (3 / 4, 4 / 3),
-                 generator: torch.Generator | None = None) -> Tensor:
+def random_boxes(
+    num: int,
+    height: int,
+    width: int,
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    generator: torch.Generator | None = None,
+) -> Tensor:
     """Boxes of RandomResizedCrop: area uniform in `scale`, log aspect ratio uniform, position uniform; whole pixels.
 
     Args:
@@ -29,7 +35,9 @@ def random_boxes(num: int, height: int, width: int, scale: tuple[float, float] =
     Source: Szegedy et al., CVPR 2015 (the augmentation); box format of FKD, Shen and Xing, ECCV 2022, which uses scale (0.08, 0.936).
     """
     if not 0 < scale[0] <= scale[1] <= 1 or not 0 < ratio[0] <= ratio[1]:
-        raise InputError(f"boxes need 0 < scale low <= high <= 1 and 0 < ratio low <= high, got scale {scale}, ratio {ratio}")
+        raise InputError(
+            f"boxes need 0 < scale low <= high <= 1 and 0 < ratio low <= high, got scale {scale}, ratio {ratio}"
+        )
     uniform = torch.rand(4, num, _ATTEMPTS, generator=generator, dtype=torch.float64)
     area = height * width * (scale[0] + (scale[1] - scale[0]) * uniform[0])
     aspect = torch.exp(math.log(ratio[0]) + (math.log(ratio[1]) - math.log(ratio[0])) * uniform[1])
@@ -40,7 +48,9 @@ def random_boxes(num: int, height: int, width: int, scale: tuple[float, float] =
     drawn = torch.stack([top, left, h, w], -1).gather(1, first[..., None].expand(-1, -1, 4))[:, 0]
     # nothing fitted: the largest central box whose aspect ratio is allowed
     central_h, central_w = min(height, max(1, round(width / ratio[0]))), min(width, max(1, round(height * ratio[1])))
-    central = torch.tensor([(height - central_h) // 2, (width - central_w) // 2, central_h, central_w], dtype=torch.float64)
+    central = torch.tensor(
+        [(height - central_h) // 2, (width - central_w) // 2, central_h, central_w], dtype=torch.float64
+    )
     boxes = torch.where(fits.any(1, keepdim=True), drawn, central)
     return (boxes / torch.tensor([height, width, height, width])).float()
 
@@ -105,10 +115,17 @@ def replay_crops(images: Tensor, boxes: Tensor, flips: Tensor, size: int) -> Ten
     B, C, H, W = images.shape
     M = boxes.shape[1]
     if boxes.shape != (B, M, 4) or flips.shape != (B, M) or size < 1:
-        raise InputError(f"{B} images need boxes (B, M, 4) and flips (B, M), got {tuple(boxes.shape)} and {tuple(flips.shape)}, size {size}")
+        raise InputError(
+            f"{B} images need boxes (B, M, 4) and flips (B, M), got {tuple(boxes.shape)} and {tuple(flips.shape)}, size {size}"
+        )
     exact = images.dtype == torch.uint8
     top, left, height, width = boxes.to(torch.float64 if exact else torch.float32).flatten(0, 1).unbind(-1)
-    top, bottom, left, right = (top * H).round(), ((top + height) * H).round(), (left * W).round(), ((left + width) * W).round()
+    top, bottom, left, right = (
+        (top * H).round(),
+        ((top + height) * H).round(),
+        (left * W).round(),
+        ((left + width) * W).round(),
+    )
     rows, columns = _weights(top, bottom, size, H), _weights(left, right, size, W)
     columns = torch.where(flips.view(-1, 1, 1), columns.flip(1), columns)  # a mirrored crop has its columns in reverse
     if not exact:

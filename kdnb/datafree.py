@@ -69,8 +69,15 @@ class OnlineConfig:
     eval_every: int = 1
 
     def __post_init__(self):
-        positive = {"epochs": self.epochs, "images_per_epoch": self.images_per_epoch, "student_steps": self.student_steps,
-                    "batch_size": self.batch_size - 1, "buffer_size": self.buffer_size, "temperature": self.temperature, "lr": self.lr}
+        positive = {
+            "epochs": self.epochs,
+            "images_per_epoch": self.images_per_epoch,
+            "student_steps": self.student_steps,
+            "batch_size": self.batch_size - 1,
+            "buffer_size": self.buffer_size,
+            "temperature": self.temperature,
+            "lr": self.lr,
+        }
         for name, value in positive.items():
             if value <= 0:
                 raise InputError(f"{name} is too small for the online loop, got {getattr(self, name)}")
@@ -78,8 +85,10 @@ class OnlineConfig:
 
 # --- sources -------------------------------------------------------------------------------------------------------------------
 
+
 def noise_source(image_shape: tuple[int, int, int]) -> Source:
     """Gaussian noise clamped to [-1, 1]: the control that knows nothing of the data."""
+
     def draw(labels: Tensor, generator: torch.Generator) -> Tensor:
         return torch.randn(len(labels), *image_shape, generator=generator, device=labels.device).clamp(-1, 1)
 
@@ -88,6 +97,7 @@ def noise_source(image_shape: tuple[int, int, int]) -> Source:
 
 def pool_source(images: Tensor) -> Source:
     """Real images drawn without their labels: the reference for what the public split itself is worth."""
+
     def draw(labels: Tensor, generator: torch.Generator) -> Tensor:
         indices = torch.randint(len(images), (len(labels),), generator=generator, device=images.device)
         return images[indices]
@@ -96,14 +106,29 @@ def pool_source(images: Tensor) -> Source:
 
 
 @contextmanager
-def diffusion_source(prior, image_shape: tuple[int, int, int], *, teacher: nn.Module | None = None, guidance: GuidanceConfig | None = None,
-                     solver: str = "ddim", num_steps: int = 50):
+def diffusion_source(
+    prior,
+    image_shape: tuple[int, int, int],
+    *,
+    teacher: nn.Module | None = None,
+    guidance: GuidanceConfig | None = None,
+    solver: str = "ddim",
+    num_steps: int = 50,
+):
     """A diffusion prior, guided by the teacher if `guidance` is given; a context manager because guidance holds hooks on the teacher."""
     guide = Guidance(teacher, guidance) if guidance is not None else None
 
     def draw(labels: Tensor, generator: torch.Generator) -> Tensor:
-        return sample(prior, labels, image_shape, guidance=guide, solver=solver, num_steps=num_steps, generator=generator,
-                      batch_size=len(labels)).images.clamp(-1, 1)
+        return sample(
+            prior,
+            labels,
+            image_shape,
+            guidance=guide,
+            solver=solver,
+            num_steps=num_steps,
+            generator=generator,
+            batch_size=len(labels),
+        ).images.clamp(-1, 1)
 
     try:
         yield draw
@@ -113,6 +138,7 @@ def diffusion_source(prior, image_shape: tuple[int, int, int], *, teacher: nn.Mo
 
 
 # --- the loop ------------------------------------------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
 class OnlineResult:
@@ -136,7 +162,9 @@ def draw_labels(count: int, num_classes: int, balanced: bool, generator: torch.G
     """Classes to ask for: uniform, or a shuffled cycle that holds each equally often (give or take one)."""
     device = generator.device
     if balanced:
-        return (torch.arange(count, device=device) % num_classes)[torch.randperm(count, generator=generator, device=device)]
+        return (torch.arange(count, device=device) % num_classes)[
+            torch.randperm(count, generator=generator, device=device)
+        ]
     return torch.randint(num_classes, (count,), generator=generator, device=device)
 
 
@@ -184,7 +212,11 @@ def distil_online(
 
     for epoch in progress(range(start, config.epochs), description, config.epochs, start):
         started = time.monotonic()
-        wanted = config.images_per_epoch if config.total_images is None else min(config.images_per_epoch, config.total_images - made)
+        wanted = (
+            config.images_per_epoch
+            if config.total_images is None
+            else min(config.images_per_epoch, config.total_images - made)
+        )
         if wanted > 0:
             generator = generator_for(seed, "synthesis", epoch, device=device)
             labels = draw_labels(wanted, num_classes, config.balanced, generator)
@@ -196,7 +228,12 @@ def distil_online(
         row: dict = {"epoch": epoch + 1, "stored": len(buffer)}
         if len(buffer) >= enough:
             rate = config.lr * config.lr_gamma ** sum(phases >= milestone for milestone in config.milestones)
-            row |= {"lr": rate, "kd": student_phase(student, optimizer, loss, steps=config.student_steps, rate=rate, seed=seed, epoch=epoch)}
+            row |= {
+                "lr": rate,
+                "kd": student_phase(
+                    student, optimizer, loss, steps=config.student_steps, rate=rate, seed=seed, epoch=epoch
+                ),
+            }
             phases += 1
         if (epoch + 1) % config.eval_every == 0 or epoch + 1 == config.epochs:
             row |= evaluate(student, test)
@@ -205,17 +242,28 @@ def distil_online(
         if log:
             log(**row)
         if folder is not None and (time.monotonic() - saved > _SAVE_EVERY or epoch + 1 == config.epochs):
-            saver.save(epoch + 1, {
-                "student": student.state_dict(), "optimizer": optimizer.state_dict(), "buffer": buffer.state_dict(),
-                "history": history, "seconds": seconds, "phases": phases, "made": made, "random": random_state(),
-            })
+            saver.save(
+                epoch + 1,
+                {
+                    "student": student.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "buffer": buffer.state_dict(),
+                    "history": history,
+                    "seconds": seconds,
+                    "phases": phases,
+                    "made": made,
+                    "random": random_state(),
+                },
+            )
             saved = time.monotonic()
 
     student.eval()
     return OnlineResult(history, *buffer.contents(), seconds)
 
 
-def _loss(teacher: nn.Module, student: nn.Module, buffer: ReplayBuffer, config: OnlineConfig, rng: torch.Generator) -> Tensor:
+def _loss(
+    teacher: nn.Module, student: nn.Module, buffer: ReplayBuffer, config: OnlineConfig, rng: torch.Generator
+) -> Tensor:
     """The distillation loss of one batch of the buffer."""
     images, _ = buffer.sample(config.batch_size, rng)
     images = augment(images, config.crop_padding, config.flip, rng)

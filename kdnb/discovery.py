@@ -31,6 +31,7 @@ _CHUNK = 500  # images of one forward pass in evaluation
 
 # --- data ----------------------------------------------------------------------------------------------------------------------
 
+
 class Task(NamedTuple):
     """A data set cut in two: classes 0..num_known-1 keep their labels, the others lose theirs (label -1 in training)."""
 
@@ -50,11 +51,19 @@ def discovery_task(data: Dataset, num_known: int) -> Task:
     """
     num_novel = data.num_classes - num_known
     if num_known < 2 or num_novel < 2:
-        raise InputError(f"discovery needs at least 2 known and 2 novel classes, got {num_known} known of {data.num_classes}")
+        raise InputError(
+            f"discovery needs at least 2 known and 2 novel classes, got {num_known} known of {data.num_classes}"
+        )
     is_known = data.train.labels < num_known
     novel = data.train.subset(~is_known)
-    return Task(num_known, num_novel, data.train.subset(is_known), Split(novel.images, torch.full_like(novel.labels, -1)),
-                data.test, data.test.subset(data.test.labels < num_known))
+    return Task(
+        num_known,
+        num_novel,
+        data.train.subset(is_known),
+        Split(novel.images, torch.full_like(novel.labels, -1)),
+        data.test,
+        data.test.subset(data.test.labels < num_known),
+    )
 
 
 @dataclass(frozen=True)
@@ -80,9 +89,13 @@ class ViewSplit:
 
     def __post_init__(self):
         if self.num_large < 1 or self.num_small < 0 or self.num_large + self.num_small < 2:
-            raise InputError(f"discovery needs num_large >= 1 and two views in all, got {self.num_large} large and {self.num_small} small")
+            raise InputError(
+                f"discovery needs num_large >= 1 and two views in all, got {self.num_large} large and {self.num_small} small"
+            )
         if len(self.known) < 1 or len(self.unlabelled) < 2:
-            raise InputError(f"discovery needs labelled and unlabelled images, got {len(self.known)} and {len(self.unlabelled)}")
+            raise InputError(
+                f"discovery needs labelled and unlabelled images, got {len(self.known)} and {len(self.unlabelled)}"
+            )
 
     def __len__(self) -> int:
         return 2 * len(self.unlabelled)
@@ -100,21 +113,28 @@ class ViewSplit:
         order, half = self.unlabelled.permutation(seed, epoch), batch_size // 2
         for step in steps:
             generator = generator_for(seed, "views", epoch, step)
-            chosen = order[step * half: (step + 1) * half]
+            chosen = order[step * half : (step + 1) * half]
             labelled = torch.randint(len(self.known), (len(chosen),), generator=generator).to(self.device)
             images = torch.cat([self.known.images[labelled], self.unlabelled.images[chosen]])
-            yield self._views(images, generator).flatten(1, 2), torch.cat([self.known.labels[labelled], self.unlabelled.labels[chosen]])
+            yield (
+                self._views(images, generator).flatten(1, 2),
+                torch.cat([self.known.labels[labelled], self.unlabelled.labels[chosen]]),
+            )
 
     def _views(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """(B, V, C, H, W)."""
         B, _, H, W = images.shape
-        boxes = [random_boxes(B * number, H, W, scale, generator=generator).view(B, number, 4)
-                 for number, scale in ((self.num_large, self.large), (self.num_small, self.small)) if number]
+        boxes = [
+            random_boxes(B * number, H, W, scale, generator=generator).view(B, number, 4)
+            for number, scale in ((self.num_large, self.large), (self.num_small, self.small))
+            if number
+        ]
         boxes = torch.cat(boxes, dim=1).to(images.device)
         return replay_crops(images, boxes, boxes.new_zeros(boxes.shape[:2], dtype=torch.bool), H)
 
 
 # --- networks ------------------------------------------------------------------------------------------------------------------
+
 
 def _cosines(features: Tensor, prototypes: Tensor) -> Tensor:
     """Prototypes are normalised where they are used, which is renormalising them after every step without a hook in the loop."""
@@ -132,9 +152,16 @@ class CosineNet(nn.Module):
     As the frozen teacher of discovery (`views=True`) it returns plain cosines (V, 1, B, K_old) of stacked views.
     """
 
-    def __init__(self, encoder: nn.Module, num_classes: int, channels: int, temperature: float = 0.1, views: bool = False):
+    def __init__(
+        self, encoder: nn.Module, num_classes: int, channels: int, temperature: float = 0.1, views: bool = False
+    ):
         super().__init__()
-        self.encoder, self.channels, self.temperature, self.views = encoder, channels, positive("temperature", temperature), views
+        self.encoder, self.channels, self.temperature, self.views = (
+            encoder,
+            channels,
+            positive("temperature", temperature),
+            views,
+        )
         self.prototypes = nn.Parameter(torch.randn(num_classes, encoder.head.in_features))
 
     def forward(self, x: Tensor, return_features: bool = False):
@@ -161,7 +188,9 @@ class DiscoveryNet(nn.Module):
         self.prototypes = nn.Parameter(old.prototypes.detach().clone())
         inputs = old.prototypes.shape[1]
         self.heads = nn.ModuleList(
-            nn.Sequential(nn.Linear(inputs, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, width)) for _ in range(num_heads))
+            nn.Sequential(nn.Linear(inputs, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, width))
+            for _ in range(num_heads)
+        )
         self.novel = nn.Parameter(torch.randn(num_heads, num_novel, width))
         self.head = 0  # which head speaks in eval mode
 
@@ -198,13 +227,25 @@ class ClassRelation(Method):
 
     needs_labels = False
 
-    def __init__(self, num_known: int, num_heads: int, relation_weight: float = 0.1, num_large: int = 2, temperature: float = 0.1,
-                 kd_temperature: float = 4.0, epsilon: float = 0.05, num_iters: int = 3):
+    def __init__(
+        self,
+        num_known: int,
+        num_heads: int,
+        relation_weight: float = 0.1,
+        num_large: int = 2,
+        temperature: float = 0.1,
+        kd_temperature: float = 4.0,
+        epsilon: float = 0.05,
+        num_iters: int = 3,
+    ):
         super().__init__()
         self.num_known, self.num_heads = count("num_known", num_known, least=2), count("num_heads", num_heads, least=1)
         self.relation_weight = weight("relation_weight", relation_weight)
         self.num_large = count("num_large", num_large, least=1)
-        self.temperature, self.kd_temperature = positive("temperature", temperature), positive("kd_temperature", kd_temperature)
+        self.temperature, self.kd_temperature = (
+            positive("temperature", temperature),
+            positive("kd_temperature", kd_temperature),
+        )
         self.epsilon, self.num_iters = positive("epsilon", epsilon), count("num_iters", num_iters, least=1)
         self.register_buffer("head_losses", torch.zeros(num_heads))
 
@@ -214,7 +255,9 @@ class ClassRelation(Method):
         half = len(labels) // 2  # a fixed place, where a boolean index would stop a GPU
         found = torch.zeros_like(logits[: self.num_large])
         found[..., :half, :] = F.one_hot(labels[:half], logits.shape[-1]).to(found)
-        found[..., half:, self.num_known:] = sinkhorn(logits[: self.num_large, :, half:, self.num_known:], self.epsilon, self.num_iters).to(found)
+        found[..., half:, self.num_known :] = sinkhorn(
+            logits[: self.num_large, :, half:, self.num_known :], self.epsilon, self.num_iters
+        ).to(found)
         return found
 
     def forward(self, student, teacher, labels, epoch) -> dict[str, Tensor]:
@@ -231,15 +274,27 @@ class ClassRelation(Method):
 
 # --- the two stages ------------------------------------------------------------------------------------------------------------
 
-def pretrain(model: str, data: Dataset, task: Task, recipe: Recipe, *, seed: int = 0, folder: Path | None = None) -> tuple[CosineNet, Fit]:
+
+def pretrain(
+    model: str, data: Dataset, task: Task, recipe: Recipe, *, seed: int = 0, folder: Path | None = None
+) -> tuple[CosineNet, Fit]:
     """Supervised training on the known classes: cross-entropy of cosines / temperature."""
     net = CosineNet(fresh(model, data, seed), task.num_known, data.channels).to(task.known.device)
     found = fit(net, task.known, task.test_known, recipe, seed=seed, folder=folder, description="known classes")
     return net, found
 
 
-def discover(old: CosineNet, task: Task, recipe: Recipe, *, num_heads: int = 4, relation_weight: float = 0.1, num_small: int = 0,
-             seed: int = 0, folder: Path | None = None) -> tuple[DiscoveryNet, Fit]:
+def discover(
+    old: CosineNet,
+    task: Task,
+    recipe: Recipe,
+    *,
+    num_heads: int = 4,
+    relation_weight: float = 0.1,
+    num_small: int = 0,
+    seed: int = 0,
+    folder: Path | None = None,
+) -> tuple[DiscoveryNet, Fit]:
     """Train on known and unlabelled images together.
 
     Args:
@@ -260,12 +315,23 @@ def discover(old: CosineNet, task: Task, recipe: Recipe, *, num_heads: int = 4, 
     teacher.to(task.known.device).eval()
     method = ClassRelation(task.num_known, num_heads, relation_weight, temperature=old.temperature)
     views = ViewSplit(task.known, task.novel, num_small=num_small)
-    found = fit(net, views, task.test_known, recipe, method=method, teacher=teacher, seed=seed, folder=folder, description="discovery")
+    found = fit(
+        net,
+        views,
+        task.test_known,
+        recipe,
+        method=method,
+        teacher=teacher,
+        seed=seed,
+        folder=folder,
+        description="discovery",
+    )
     net.head = int(method.head_losses.argmin())
     return net, found
 
 
 # --- what was found ------------------------------------------------------------------------------------------------------------
+
 
 @torch.inference_mode()
 def predictions(net: nn.Module, images: Tensor) -> Tensor:
@@ -296,7 +362,10 @@ def discovery_accuracy(net: nn.Module, test: Split, num_known: int) -> dict[str,
     cosines = predictions(net, test.images)
     names = assignment(cosines.argmax(1), test.labels, num_known, cosines.shape[1])
     right, known = names[cosines.argmax(1)] == test.labels, test.labels < num_known
-    return {name: right[part].double().mean().item() for name, part in (("known", known), ("novel", ~known), ("all", known | True))}
+    return {
+        name: right[part].double().mean().item()
+        for name, part in (("known", known), ("novel", ~known), ("all", known | True))
+    }
 
 
 def relation_matrix(net: nn.Module, images: Tensor, labels: Tensor, num_known: int, temperature: float = 0.4) -> Tensor:

@@ -10,7 +10,9 @@ from kdnb.data.tensors import Split
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, split: Split, predict: Callable | None = None, batch_size: int = 500) -> dict[str, float]:
+def evaluate(
+    model: nn.Module, split: Split, predict: Callable | None = None, batch_size: int = 500
+) -> dict[str, float]:
     """Accuracy of a model in eval mode on a labelled split; the model's mode is put back.
 
     Args:
@@ -37,6 +39,6 @@ def predict_logits(model: nn.Module, images: Tensor, batch_size: int = 500) -> T
     """Logits of many images in eval mode, (N, K)."""
     training = model.training
     model.eval()
-    parts = [model(images[start: start + batch_size]) for start in range(0, len(images), batch_size)]
+    parts = [model(images[start : start + batch_size]) for start in range(0, len(images), batch_size)]
     model.train(training)
     return torch.cat(parts).clone()

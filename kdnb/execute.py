@@ -92,8 +92,14 @@ def run_notebook(plan: Plan, limit: float | None = None) -> Outcome:
     except OSError as error:
         raise InputError(f"the run folder can't be made: {error.strerror}") from error
     with _only_runner(plan), _terminate_as_interrupt():
-        record = {"notebook": plan.notebook, "profile": plan.profile, "parameters": plan.parameters, "notebook_hash": notebook_hash(plan.path),
-                  "pid": os.getpid(), "started": datetime.now(UTC).isoformat(timespec="seconds")}
+        record = {
+            "notebook": plan.notebook,
+            "profile": plan.profile,
+            "parameters": plan.parameters,
+            "notebook_hash": notebook_hash(plan.path),
+            "pid": os.getpid(),
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
         write_record(plan.folder / "execution.json", record | {"status": "running"})
         started = time.monotonic()
         watch = Watch(plan.notebook, limit)
@@ -105,9 +111,16 @@ def run_notebook(plan: Plan, limit: float | None = None) -> Outcome:
         finally:
             watch.close()
         outcome.seconds, outcome.peak_memory_mib = round(time.monotonic() - started, 1), watch.peak_memory_mib
-        ending = {"status": outcome.status, "exit_code": outcome.exit_code, "seconds": outcome.seconds,
-                  "peak_memory_mib": outcome.peak_memory_mib, "cell": outcome.cell, "source": outcome.source,
-                  "message": outcome.message, "next": outcome.next_step}
+        ending = {
+            "status": outcome.status,
+            "exit_code": outcome.exit_code,
+            "seconds": outcome.seconds,
+            "peak_memory_mib": outcome.peak_memory_mib,
+            "cell": outcome.cell,
+            "source": outcome.source,
+            "message": outcome.message,
+            "next": outcome.next_step,
+        }
         write_record(plan.folder / "execution.json", record | ending)
     return outcome
 
@@ -119,7 +132,9 @@ def _classify(error: BaseException, watch: Any, folder: Path) -> Outcome:
 
     from kdnb.kernel import EarlyExit
 
-    outcome = Outcome("failed", folder, cell=watch.cell, source=watch.source, message=f"{type(error).__name__}: {error}".strip(": "))
+    outcome = Outcome(
+        "failed", folder, cell=watch.cell, source=watch.source, message=f"{type(error).__name__}: {error}".strip(": ")
+    )
     if watch.timed_out:
         outcome.status, outcome.message = "timeout", f"stopped after the limit of {watch.limit:g} s"
     elif isinstance(error, KeyboardInterrupt):
@@ -171,7 +186,11 @@ def _only_runner(plan: Plan) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        print(f"another process is running {plan.notebook} with these parameters; waiting for it to end", file=sys.stderr, flush=True)
+        print(
+            f"another process is running {plan.notebook} with these parameters; waiting for it to end",
+            file=sys.stderr,
+            flush=True,
+        )
         lock.acquire()
     try:
         yield
@@ -194,4 +213,3 @@ def _terminate_as_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-

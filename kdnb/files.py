@@ -20,7 +20,9 @@ def atomic_write(path: Path, data: bytes) -> None:
     """Write `data` so that `path` holds either its old content or all of the new one, also after a power cut."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")  # no ending: who looks for *.csv must not find half a table
+    handle, temporary = tempfile.mkstemp(
+        dir=path.parent, prefix=".tmp-"
+    )  # no ending: who looks for *.csv must not find half a table
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -51,10 +53,17 @@ def write_json(path: Path, value: Any) -> None:
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
     """A JSON object with two more entries: its own file name, and `record_sha256`, the hash of the file with that field blanked."""
     path = Path(path)
-    text = json.dumps({**record, "record_name": path.name, "record_sha256": _BLANK}, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    text = (
+        json.dumps(
+            {**record, "record_name": path.name, "record_sha256": _BLANK}, indent=2, sort_keys=True, ensure_ascii=False
+        )
+        + "\n"
+    )
     data = text.encode(errors="backslashreplace")  # of text that is no unicode, JSON's own escapes
     digest = hashlib.sha256(data).hexdigest()
-    atomic_write(path, data.replace(f'"record_sha256": "{_BLANK}"'.encode(), f'"record_sha256": "{digest}"'.encode(), 1))
+    atomic_write(
+        path, data.replace(f'"record_sha256": "{_BLANK}"'.encode(), f'"record_sha256": "{digest}"'.encode(), 1)
+    )
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -73,7 +82,9 @@ def read_record(path: Path) -> dict[str, Any]:
     found = _DIGEST.search(data)
     if not found:
         raise InputError(f"{path.name} is damaged or no record of this project: it carries no hash of its content")
-    if hashlib.sha256(data[: found.start(1)] + _BLANK.encode() + data[found.end(1):]).hexdigest().encode() != found.group(1):
+    if hashlib.sha256(
+        data[: found.start(1)] + _BLANK.encode() + data[found.end(1) :]
+    ).hexdigest().encode() != found.group(1):
         raise InputError(f"{path.name} is damaged or was edited: its content does not match its hash")
     try:
         record = json.loads(data)

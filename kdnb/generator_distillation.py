@@ -20,12 +20,29 @@ from kdnb.randomness import generator_for, seed_everything
 BRANCH_RULES = ("gan1", "gan2", "less_active", "more_active")
 _TEACHER_WEIGHTS = {"vgg11": (1.0, 0.5), "wrn_40_2": (1.1, 0.4)}
 _DIGITS = GeneratorConfig(
-    epochs=16, warmup=2, latent_dim=64, width=16, synthesis_batch=64, lr_generator=4e-3, bn_weight=1.0, oh_weight=1.0, adv_weight=1.0,
-    bn_momentum=0.0, pool_size=2560, student_steps=20, batch_size=64, lr=0.1, temperature=4.0, perturbation_width=8, perturbation_blocks=2)
+    epochs=16,
+    warmup=2,
+    latent_dim=64,
+    width=16,
+    synthesis_batch=64,
+    lr_generator=4e-3,
+    bn_weight=1.0,
+    oh_weight=1.0,
+    adv_weight=1.0,
+    bn_momentum=0.0,
+    pool_size=2560,
+    student_steps=20,
+    batch_size=64,
+    lr=0.1,
+    temperature=4.0,
+    perturbation_width=8,
+    perturbation_blocks=2,
+)
 GENERATOR_RECIPES = {
     "digits": _DIGITS,
-    "fashion_mnist": dataclasses.replace(_DIGITS, epochs=30, warmup=3, width=32, synthesis_batch=128, pool_size=5120, student_steps=30,
-                                         batch_size=128),
+    "fashion_mnist": dataclasses.replace(
+        _DIGITS, epochs=30, warmup=3, width=32, synthesis_batch=128, pool_size=5120, student_steps=30, batch_size=128
+    ),
 }
 _SPELLINGS = {"images_per_epoch": "synthesis_batch", "generator_width": "width", "buffer_size": "pool_size"}
 
@@ -52,8 +69,17 @@ def released_weights(teacher: str) -> tuple[float, float]:
 def new_generator(config: GeneratorConfig, data: Dataset, seed: int) -> nn.Module:
     """A generator with fresh weights that depend on the seed alone, on the data set's device."""
     seed_everything(seed)
-    sizes = {"image_size": data.image_size, "channels": data.channels, "latent_dim": config.latent_dim, "width": config.width}
-    made = LatentGenerator(**sizes) if config.generator == "latent" else ReusableGenerator(**sizes, twin_branches=config.twin_branches)
+    sizes = {
+        "image_size": data.image_size,
+        "channels": data.channels,
+        "latent_dim": config.latent_dim,
+        "width": config.width,
+    }
+    made = (
+        LatentGenerator(**sizes)
+        if config.generator == "latent"
+        else ReusableGenerator(**sizes, twin_branches=config.twin_branches)
+    )
     return made.to(data.test.device)
 
 
@@ -90,20 +116,34 @@ def reused_branch(task: Task, teacher: nn.Module, rule: str = "gan1", seed: int 
     return less if rule == "less_active" else {"gan1": "gan2", "gan2": "gan1"}[less]
 
 
-def reusable_parts(task: Task, teacher: nn.Module, rule: str = "gan1", seed: int = 0) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def reusable_parts(
+    task: Task, teacher: nn.Module, rule: str = "gan1", seed: int = 0
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """State dicts (branch, decoder) that a later task starts from; the branch is chosen by `reused_branch`."""
     return export_parts(task.generator, reused_branch(task, teacher, rule, seed))
 
 
 def _relevant(config: GeneratorConfig) -> dict:
     """The settings that a run depends on, so that runs without a hard loss are shared whatever its settings are."""
-    unused = {"none": ("kd_weight", "ce_weight", "epsilon", "probability", "perturbation_width", "perturbation_blocks"),
-              "no_aea": ("epsilon", "probability", "perturbation_width", "perturbation_blocks"), "aea": ()}[config.hard_loss]
+    unused = {
+        "none": ("kd_weight", "ce_weight", "epsilon", "probability", "perturbation_width", "perturbation_blocks"),
+        "no_aea": ("epsilon", "probability", "perturbation_width", "perturbation_blocks"),
+        "aea": (),
+    }[config.hard_loss]
     return {name: value for name, value in dataclasses.asdict(config).items() if name not in unused}
 
 
-def generator_task(data: Dataset, teacher: Trained, student: str, config: GeneratorConfig, *, mode: str = "anew",
-                   parts: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None, seed: int = 0, description: str | None = None) -> Task:
+def generator_task(
+    data: Dataset,
+    teacher: Trained,
+    student: str,
+    config: GeneratorConfig,
+    *,
+    mode: str = "anew",
+    parts: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None,
+    seed: int = 0,
+    description: str | None = None,
+) -> Task:
     """Run the loop for one teacher, or take the identical run from the cache; a killed run is continued.
 
     Args:
@@ -118,12 +158,31 @@ def generator_task(data: Dataset, teacher: Trained, student: str, config: Genera
     elif mode != "anew" or parts:
         raise InputError("a latent generator has no branch to reuse; use generator='reusable', or mode 'anew'")
     net = fresh(student, data, seed)
-    key = {"dataset": data.name, "image_size": data.image_size, "teacher": teacher.hash, "student": student, "mode": mode, "seed": seed,
-           "config": _relevant(config), "parts": [state_hash(part) for part in parts] if parts else None, "test": data.hashes["test"]}
+    key = {
+        "dataset": data.name,
+        "image_size": data.image_size,
+        "teacher": teacher.hash,
+        "student": student,
+        "mode": mode,
+        "seed": seed,
+        "config": _relevant(config),
+        "parts": [state_hash(part) for part in parts] if parts else None,
+        "test": data.hashes["test"],
+    }
 
     def make(progress_folder: Path) -> dict:
-        found = distil_from_generator(teacher.model, net, generator, data.num_classes, data.test, config, mode=mode, seed=seed,
-                                      folder=progress_folder, description=description or f"{mode}, seed {seed}")
+        found = distil_from_generator(
+            teacher.model,
+            net,
+            generator,
+            data.num_classes,
+            data.test,
+            config,
+            mode=mode,
+            seed=seed,
+            folder=progress_folder,
+            description=description or f"{mode}, seed {seed}",
+        )
         shutil.rmtree(progress_folder / "pool", ignore_errors=True)
         return found._asdict() | {"student": net.state_dict(), "generator": generator.state_dict()}
 
@@ -131,5 +190,12 @@ def generator_task(data: Dataset, teacher: Trained, student: str, config: Genera
     net.load_state_dict(state["student"])
     generator.load_state_dict(state["generator"])
     device = data.test.device
-    return Task(**state | {"student": net.eval(), "generator": generator.eval(), "images": state["images"].to(device),
-                           "labels": state["labels"].to(device)})
+    return Task(
+        **state
+        | {
+            "student": net.eval(),
+            "generator": generator.eval(),
+            "images": state["images"].to(device),
+            "labels": state["labels"].to(device),
+        }
+    )

@@ -1,7 +1,7 @@
 """Distillation from a generator that learns to please the teacher: no data and no prior. The loop of AEAHL-RG and Fast-Datafree.
 
-    for every round:  images = synthesizer(z)  (one update of the generator);  pool.push(images)
-                      from round `warmup` on:  x ~ pool;  student <- SGD on KD(student(x), teacher(x)) [+ hard loss]
+for every round:  images = synthesizer(z)  (one update of the generator);  pool.push(images)
+                  from round `warmup` on:  x ~ pool;  student <- SGD on KD(student(x), teacher(x)) [+ hard loss]
 """
 
 import math
@@ -94,8 +94,16 @@ class GeneratorConfig:
     def __post_init__(self):
         check_name("hard loss", self.hard_loss, HARD_LOSSES)
         check_name("generator", self.generator, ("reusable", "latent"))
-        least = {"epochs": 1, "warmup": 0, "synthesis_batch": 2, "inner_steps": 1, "student_steps": 0, "batch_size": 2, "eval_every": 1,
-                 "pool_size": self.batch_size}
+        least = {
+            "epochs": 1,
+            "warmup": 0,
+            "synthesis_batch": 2,
+            "inner_steps": 1,
+            "student_steps": 0,
+            "batch_size": 2,
+            "eval_every": 1,
+            "pool_size": self.batch_size,
+        }
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise InputError(f"{name} must be at least {bound}, got {getattr(self, name)}")
@@ -160,12 +168,30 @@ def distil_from_generator(
     generator.to(device)
     seed_everything(seed)
     synthesizer = Synthesizer(
-        generator, teacher, student, num_classes, mode, config.synthesis_batch, config.inner_steps, config.lr_generator, config.lr_latent,
-        config.bn_weight, config.oh_weight, config.adv_weight, config.warmup, config.bn_momentum, config.meta_update)
+        generator,
+        teacher,
+        student,
+        num_classes,
+        mode,
+        config.synthesis_batch,
+        config.inner_steps,
+        config.lr_generator,
+        config.lr_latent,
+        config.bn_weight,
+        config.oh_weight,
+        config.adv_weight,
+        config.warmup,
+        config.bn_momentum,
+        config.meta_update,
+    )
     parts = {"synthesizer": synthesizer, "student": student}
-    parts["optimizer"] = torch.optim.SGD(student.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay)
+    parts["optimizer"] = torch.optim.SGD(
+        student.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay
+    )
     if config.hard_loss == "aea":
-        network = PerturbationGenerator(generator.channels, config.perturbation_width, config.perturbation_blocks).to(device)
+        network = PerturbationGenerator(generator.channels, config.perturbation_width, config.perturbation_blocks).to(
+            device
+        )
         parts["attacker"] = PerturbationTrainer(network, teacher, config.epsilon)
     attacker = parts.get("attacker")
     pool = ReplayBuffer(config.pool_size, (generator.channels, generator.image_size, generator.image_size), device)
@@ -187,9 +213,15 @@ def distil_from_generator(
 
     for epoch in progress(range(start, config.epochs), description, config.epochs, start):
         started = time.monotonic()
-        synthesizer.augment = partial(augment, padding=config.crop_padding, flip=config.flip,
-                                      generator=generator_for(seed, "synthesis crops", epoch, device=device))
-        made = synthesizer(rng=generator_for(seed, "synthesis", epoch, device=device), on_step=attacker.step if attacker else None)
+        synthesizer.augment = partial(
+            augment,
+            padding=config.crop_padding,
+            flip=config.flip,
+            generator=generator_for(seed, "synthesis crops", epoch, device=device),
+        )
+        made = synthesizer(
+            rng=generator_for(seed, "synthesis", epoch, device=device), on_step=attacker.step if attacker else None
+        )
         pool.push(made.images, made.labels)
         if folder is not None:
             save_state(_shard(folder, epoch), {"images": made.images, "labels": made.labels}, f"pool of round {epoch}")
@@ -201,7 +233,9 @@ def distil_from_generator(
         row |= {"stored": len(pool), "images": (epoch + 1) * config.synthesis_batch}
         if epoch >= config.warmup and config.student_steps:
             row["lr"] = student_rate(config, epoch)
-            row["train"] = student_phase(student, parts["optimizer"], loss, steps=config.student_steps, rate=row["lr"], seed=seed, epoch=epoch)
+            row["train"] = student_phase(
+                student, parts["optimizer"], loss, steps=config.student_steps, rate=row["lr"], seed=seed, epoch=epoch
+            )
         seconds["student"] += time.monotonic() - synthesized
         row["elapsed"] = sum(seconds.values())
         if (epoch + 1) % config.eval_every == 0 or epoch + 1 == config.epochs:
@@ -211,11 +245,15 @@ def distil_from_generator(
             log(**row)
         if folder is not None and (time.monotonic() - saved > _SAVE_EVERY or epoch + 1 == config.epochs):
             state = {name: part.state_dict() for name, part in parts.items()}
-            saver.save(epoch + 1, state | {"history": history, "inner": inner, "seconds": seconds, "random": random_state()})
+            saver.save(
+                epoch + 1, state | {"history": history, "inner": inner, "seconds": seconds, "random": random_state()}
+            )
             saved = time.monotonic()
 
     student.eval()
-    refresh_batch_norm(generator, draw_latents(512, generator.latent_dim, generator_for(seed, "refresh", device=device), device))
+    refresh_batch_norm(
+        generator, draw_latents(512, generator.latent_dim, generator_for(seed, "refresh", device=device), device)
+    )
     generator.eval()
     return GeneratorResult(history, inner, *pool.contents(), seconds)
 
@@ -234,17 +272,32 @@ def _refill(pool: ReplayBuffer, folder: Path, epochs: int, config: GeneratorConf
 def _losses(losses: dict[str, Tensor], epoch: int) -> tuple[dict, list[dict]]:
     """The row of a round and those of its inner steps, in one copy from the device."""
     values = dict(zip(losses, torch.stack(list(losses.values())).tolist(), strict=True))
-    steps = [{"epoch": epoch + 1, "step": step} | {name: series[step] for name, series in values.items()} for step in range(len(values["total"]))]
+    steps = [
+        {"epoch": epoch + 1, "step": step} | {name: series[step] for name, series in values.items()}
+        for step in range(len(values["total"]))
+    ]
     means = {name: sum(series) / len(series) for name, series in values.items() if name != "total"}
-    return {"epoch": epoch + 1, "loss": sum(values["total"]) / len(steps), "loss_first": values["total"][0]} | means, steps
+    return {
+        "epoch": epoch + 1,
+        "loss": sum(values["total"]) / len(steps),
+        "loss_first": values["total"][0],
+    } | means, steps
 
 
-def _loss(teacher: nn.Module, student: nn.Module, pool: ReplayBuffer, attacker: PerturbationTrainer | None, config: GeneratorConfig,
-          rng: torch.Generator) -> Tensor:
+def _loss(
+    teacher: nn.Module,
+    student: nn.Module,
+    pool: ReplayBuffer,
+    attacker: PerturbationTrainer | None,
+    config: GeneratorConfig,
+    rng: torch.Generator,
+) -> Tensor:
     """The loss of one batch of the pool, attacked or not."""
     crop = partial(augment, padding=config.crop_padding, flip=config.flip, generator=rng)
     images = crop(pool.sample(config.batch_size, rng)[0])
-    batch = hard_batch(images, teacher, attacker.network if attacker else None, config.epsilon, config.probability, crop, rng)
+    batch = hard_batch(
+        images, teacher, attacker.network if attacker else None, config.epsilon, config.probability, crop, rng
+    )
     logits_s = student(batch.images)
     if config.hard_loss == "none":
         return kd_loss(logits_s, batch.logits_t, config.temperature)

@@ -42,7 +42,9 @@ class Imported(NamedTuple):
     hash: str
 
 
-def load_classifier(path: Path, model: str, num_classes: int, in_channels: int = 3, mean=None, std=None, part: str | None = None) -> Imported:
+def load_classifier(
+    path: Path, model: str, num_classes: int, in_channels: int = 3, mean=None, std=None, part: str | None = None
+) -> Imported:
     """A classifier of the zoo with the weights of a checkpoint; what the checkpoint lacks is never left at random.
 
         teacher = load_classifier("ckpt_epoch_240.pth", "resnet32x4", **load("cifar100").normalization).model
@@ -62,7 +64,9 @@ def load_classifier(path: Path, model: str, num_classes: int, in_channels: int =
     return Imported(net.eval(), digest)
 
 
-def import_checkpoint(path: Path, model: str, num_classes: int, in_channels: int = 3, part: str | None = None) -> tuple[dict[str, Tensor], str]:
+def import_checkpoint(
+    path: Path, model: str, num_classes: int, in_channels: int = 3, part: str | None = None
+) -> tuple[dict[str, Tensor], str]:
     """The weights of a checkpoint after comparison with the network they are for: names, shapes, kinds, class count, finite values.
 
     Returns:
@@ -75,7 +79,9 @@ def import_checkpoint(path: Path, model: str, num_classes: int, in_channels: int
     name = Path(path).name
     expected = _blueprint(model, num_classes, in_channels)
     try:
-        state = match_weights(weights, expected.state_dict(), f"{expected.head_name}.weight", f"checkpoint {name}", model)
+        state = match_weights(
+            weights, expected.state_dict(), f"{expected.head_name}.weight", f"checkpoint {name}", model
+        )
     except InputError as error:
         raise InputError(f"{error}{_suggest(weights, model, num_classes, in_channels)}") from None
     return state, state_hash(state)
@@ -87,6 +93,7 @@ def _blueprint(model: str, num_classes: int, in_channels: int) -> nn.Module:
 
 
 # --- from bytes to weights -----------------------------------------------------------------------------------------------------
+
 
 def read_weights(path: Path, part: str | None = None) -> dict[str, Tensor]:
     """The weights in a checkpoint of any known form, names as in the plain network; nothing in the file is run.
@@ -111,8 +118,11 @@ def read_weights(path: Path, part: str | None = None) -> dict[str, Tensor]:
 
 
 def _is_weights(content) -> bool:
-    return (isinstance(content, Mapping) and len(content) > 0
-            and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()))
+    return (
+        isinstance(content, Mapping)
+        and len(content) > 0
+        and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items())
+    )
 
 
 def _read(path: Path) -> bytes:
@@ -142,7 +152,9 @@ def _parse(data: bytes, name: str):
             raise
         except (SafetensorError, ValueError, KeyError, RecursionError) as error:
             raise InputError(f"checkpoint {name} is a damaged safetensors file: {error}") from error
-    raise InputError(f"checkpoint {name} is neither a torch nor a safetensors file (a page saved in its place, or a file cut short?)")
+    raise InputError(
+        f"checkpoint {name} is neither a torch nor a safetensors file (a page saved in its place, or a file cut short?)"
+    )
 
 
 def _check_archive(data: bytes, name: str) -> None:
@@ -152,7 +164,12 @@ def _check_archive(data: bytes, name: str) -> None:
             entries = archive.infolist()
             packed = [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
             structure = max((entry.file_size for entry in entries if entry.filename.endswith(".pkl")), default=0)
-            if packed or len(entries) > _MAX_ENTRIES or structure > _MAX_PICKLE or sum(entry.file_size for entry in entries) > len(data):
+            if (
+                packed
+                or len(entries) > _MAX_ENTRIES
+                or structure > _MAX_PICKLE
+                or sum(entry.file_size for entry in entries) > len(data)
+            ):
                 raise InputError(f"checkpoint {name} is a zip file that torch did not write")
             damaged = archive.testzip()
     except InputError:
@@ -171,8 +188,10 @@ def _parse_torch(data: bytes, name: str):
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         if found is None:
             raise InputError(f"checkpoint {name} is damaged or no torch file") from error
-        raise InputError(f"checkpoint {name} carries a pickled {found[1]} besides its weights, and unpickling could run code; it is not loaded. "
-                         "Use a file that holds weights only (RepDistiller: the one of the best epoch)") from error
+        raise InputError(
+            f"checkpoint {name} carries a pickled {found[1]} besides its weights, and unpickling could run code; it is not loaded. "
+            "Use a file that holds weights only (RepDistiller: the one of the best epoch)"
+        ) from error
     except Exception as error:  # a damaged pickle may raise nearly anything
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(f"checkpoint {name} is damaged or no torch file: {reason}") from error
@@ -189,7 +208,9 @@ def _select(weights: dict[str, Tensor], part: str | None, name: str) -> dict[str
     part = part or "student"
     if part not in found:
         raise InputError(f"checkpoint {name} holds no {part}, only a {found[0]}")
-    return _unwrap({key.removeprefix(f"{part}."): value for key, value in weights.items() if key.startswith(f"{part}.")})
+    return _unwrap(
+        {key.removeprefix(f"{part}."): value for key, value in weights.items() if key.startswith(f"{part}.")}
+    )
 
 
 def _unwrap(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -201,7 +222,10 @@ def _unwrap(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 # --- comparison ----------------------------------------------------------------------------------------------------------------
 
-def match_weights(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], head: str, source: str, model: str) -> dict[str, Tensor]:
+
+def match_weights(
+    weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], head: str, source: str, model: str
+) -> dict[str, Tensor]:
     """Weights in the order, shapes and dtypes of `expected`, the state dict of the network that shall take them.
 
     The counters of batch normalisation, which old files lack and evaluation ignores, may be missing; they start at 0 then.
@@ -218,15 +242,26 @@ def match_weights(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor],
     missing = [name for name in expected if name not in weights and not name.endswith(_COUNTER)]
     unexpected = [name for name in weights if name not in expected]
     if missing or unexpected:
-        raise InputError(f"the {source} is not of {model}: it lacks {_first(missing)}, and has in excess {_first(unexpected)}"
-                         + _nearest(missing, unexpected))
+        raise InputError(
+            f"the {source} is not of {model}: it lacks {_first(missing)}, and has in excess {_first(unexpected)}"
+            + _nearest(missing, unexpected)
+        )
     state = {}
     for name, wanted in expected.items():
         given = weights[name] if name in weights else torch.zeros((), dtype=wanted.dtype)
         if given.shape != wanted.shape:
-            raise InputError(f"the {source} is not of {model}: {name} has shape {tuple(given.shape)}, {tuple(wanted.shape)} is needed")
-        if given.layout != torch.strided or given.device.type != "cpu" or given.is_quantized or _kind(given) != _kind(wanted):
-            raise InputError(f"the {source}: {name} is not a plain tensor of {'floats' if wanted.is_floating_point() else 'integers'}")
+            raise InputError(
+                f"the {source} is not of {model}: {name} has shape {tuple(given.shape)}, {tuple(wanted.shape)} is needed"
+            )
+        if (
+            given.layout != torch.strided
+            or given.device.type != "cpu"
+            or given.is_quantized
+            or _kind(given) != _kind(wanted)
+        ):
+            raise InputError(
+                f"the {source}: {name} is not a plain tensor of {'floats' if wanted.is_floating_point() else 'integers'}"
+            )
         state[name] = given.detach().to(wanted.dtype, copy=True).contiguous()
         if not state[name].isfinite().all():
             raise InputError(f"the {source}: {name} holds values that are not finite")
@@ -256,6 +291,8 @@ def _suggest(weights: Mapping[str, Tensor], model: str, num_classes: int, in_cha
     related = [name for name in MODELS if name.startswith(model) or model.startswith(name)]
     for other in dict.fromkeys(related + difflib.get_close_matches(model, MODELS, n=6, cutoff=0.5)):
         expected = _blueprint(other, num_classes, in_channels).state_dict()
-        if expected.keys() == weights.keys() and all(weights[name].shape == wanted.shape for name, wanted in expected.items()):
+        if expected.keys() == weights.keys() and all(
+            weights[name].shape == wanted.shape for name, wanted in expected.items()
+        ):
             return f"; it fits {other}"
     return ""

@@ -22,8 +22,8 @@ from tqdm import tqdm
 from kdnb.files import atomic_write
 from kdnb.paths import outputs_root
 
-_POLL = 0.5      # seconds between two looks at the kernel
-_GRACE = 10.0    # seconds an interrupted kernel has before it is killed
+_POLL = 0.5  # seconds between two looks at the kernel
+_GRACE = 10.0  # seconds an interrupted kernel has before it is killed
 _MAX_SOCKET = 80  # characters; a Unix socket's path has room for about 100
 _SCHEME = "kdnb-run:"
 
@@ -43,8 +43,13 @@ class Watch:
         self._started = time.monotonic()
         self._done = threading.Event()
         # in a log file one line every ten seconds is enough
-        self._bar = tqdm(desc=title, unit="cell", file=sys.stderr, mininterval=0.1 if sys.stderr.isatty() else 10.0,
-                         bar_format="{desc} |{bar:20}| {n_fmt}/{total_fmt} cells, {elapsed}{postfix}")
+        self._bar = tqdm(
+            desc=title,
+            unit="cell",
+            file=sys.stderr,
+            mininterval=0.1 if sys.stderr.isatty() else 10.0,
+            bar_format="{desc} |{bar:20}| {n_fmt}/{total_fmt} cells, {elapsed}{postfix}",
+        )
         self._thread = threading.Thread(target=self._look, daemon=True)
         self._thread.start()
 
@@ -122,6 +127,7 @@ def kernel_class(watch: Watch, environment: dict[str, str], cwd: Path) -> type[A
     The kernel is the interpreter that runs this code, whatever kernel specs a user has installed. It speaks over Unix sockets in a
     folder of its own: TCP ports are chosen before the kernel binds them, so that kernels started at once take each other's.
     """
+
     class Kernel(AsyncKernelManager):
         def __init__(self, **kwargs: Any):
             super().__init__(connection_file=str(watch.folder / "k.json"), **kwargs)
@@ -130,8 +136,11 @@ def kernel_class(watch: Watch, environment: dict[str, str], cwd: Path) -> type[A
 
         @property
         def kernel_spec(self) -> KernelSpec:
-            return KernelSpec(argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
-                              display_name="Python 3", language="python")
+            return KernelSpec(
+                argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+                display_name="Python 3",
+                language="python",
+            )
 
         async def _async_pre_start_kernel(self, **kwargs: Any):
             kwargs |= {"env": environment, "cwd": str(cwd), "stderr": open(watch.folder / "kernel.log", "ab")}
@@ -151,7 +160,9 @@ class _WholeNotebooks:
         notebook = json.loads(text)
         for holder in (notebook, *notebook["cells"]):
             holder["metadata"].pop("papermill", None)
-        atomic_write(Path(path.removeprefix(_SCHEME)), (json.dumps(notebook, indent=1, ensure_ascii=False) + "\n").encode())
+        atomic_write(
+            Path(path.removeprefix(_SCHEME)), (json.dumps(notebook, indent=1, ensure_ascii=False) + "\n").encode()
+        )
 
     def pretty_path(self, path: str) -> str:
         return path.removeprefix(_SCHEME)
@@ -162,7 +173,11 @@ logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it would say o
 
 
 def environment_for(plan: Any, watch: Watch) -> dict[str, str]:
-    found = dict(os.environ) | {"KDNB_PROFILE": plan.profile, "KDNB_OUTPUTS": str(outputs_root()), "KDNB_PROGRESS": str(watch.progress)}
+    found = dict(os.environ) | {
+        "KDNB_PROFILE": plan.profile,
+        "KDNB_OUTPUTS": str(outputs_root()),
+        "KDNB_PROGRESS": str(watch.progress),
+    }
     if threads := plan.parameters.get("threads"):
         found |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     return found
@@ -176,9 +191,17 @@ def execute(plan: Any, watch: Watch) -> None:
     target = str(plan.folder / "notebook.ipynb").replace("{", "{{").replace("}", "}}")  # papermill formats paths
     try:
         done = execute_notebook(
-            notebook, _SCHEME + target, parameters=plan.changed, kernel_name="python3", language="python", progress_bar=False,
-            start_timeout=120, iopub_timeout=60, kernel_manager_class=kernel_class(watch, environment_for(plan, watch), plan.path.parent),
-            on_cell_execute=watch.cell_starts, on_cell_complete=watch.cell_ends,
+            notebook,
+            _SCHEME + target,
+            parameters=plan.changed,
+            kernel_name="python3",
+            language="python",
+            progress_bar=False,
+            start_timeout=120,
+            iopub_timeout=60,
+            kernel_manager_class=kernel_class(watch, environment_for(plan, watch), plan.path.parent),
+            on_cell_execute=watch.cell_starts,
+            on_cell_complete=watch.cell_ends,
         )
     finally:
         _keep_log(watch.folder / "kernel.log", plan.folder / "kernel.log")

@@ -50,13 +50,17 @@ def frechet_distance_released(features_a: Tensor, features_b: Tensor) -> Tensor:
     mean_b, root_b = _mean_and_root(features_b, features_a)
     covariance_a, covariance_b = root_a.mT @ root_a, root_b.mT @ root_b
     diagonal = torch.einsum("ij,ji->i", covariance_a, covariance_b)
-    return (mean_a - mean_b).square().sum() + root_a.square().sum() + root_b.square().sum() - 2.0 * diagonal.sqrt().sum()
+    return (
+        (mean_a - mean_b).square().sum() + root_a.square().sum() + root_b.square().sum() - 2.0 * diagonal.sqrt().sum()
+    )
 
 
 def _mean_and_root(features: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (D,) and triangular R with R'R = unbiased covariance, in float64."""
     if features.dim() != 2 or other.dim() != 2 or features.shape[1] != other.shape[1] or features.shape[0] < 2:
-        raise InputError(f"Frechet distance needs (N, D) features of one width, N >= 2, got {tuple(features.shape)} and {tuple(other.shape)}")
+        raise InputError(
+            f"Frechet distance needs (N, D) features of one width, N >= 2, got {tuple(features.shape)} and {tuple(other.shape)}"
+        )
     features = features.detach().double()
     mean = features.mean(dim=0)
     centred = (features - mean) / (features.shape[0] - 1) ** 0.5
@@ -204,7 +208,10 @@ def class_imbalance(labels: Tensor, num_classes: int) -> Tensor:
 
 
 def batch_norm_distance(
-    means: Sequence[Tensor], variances: Sequence[Tensor], running_means: Sequence[Tensor], running_variances: Sequence[Tensor]
+    means: Sequence[Tensor],
+    variances: Sequence[Tensor],
+    running_means: Sequence[Tensor],
+    running_variances: Sequence[Tensor],
 ) -> Tensor:
     """`losses.datafree.batch_norm_terms` without gradients: (L,) distances of a batch from each layer's running statistics."""
     return batch_norm_terms(means, variances, running_means, running_variances).detach()
@@ -233,4 +240,6 @@ def behaviour(logits: Tensor, labels: Tensor, bins: int = 15) -> dict[str, Tenso
 
 def _check(logits: Tensor, labels: Tensor) -> None:
     if logits.dim() != 2 or labels.shape != logits.shape[:1] or logits.shape[0] == 0 or logits.shape[1] < 2:
-        raise InputError(f"need (N, K) logits with K >= 2 and (N,) labels, got shapes {tuple(logits.shape)} and {tuple(labels.shape)}")
+        raise InputError(
+            f"need (N, K) logits with K >= 2 and (N,) labels, got shapes {tuple(logits.shape)} and {tuple(labels.shape)}"
+        )

@@ -44,6 +44,7 @@ class Parameter(NamedTuple):
 
 # --- kinds of parameters -------------------------------------------------------------------------------------------------------
 
+
 def _number(value: Any) -> Any:
     """YAML reads 1e-6 as text and `yes` as a boolean; the first is a number here, the second is none."""
     if isinstance(value, bool):
@@ -67,7 +68,12 @@ def _real(low: float, high: float, help: str, above: bool = False) -> Parameter:
 
 def _choice(kind: str, names: Iterable[str], help: str) -> Parameter:
     names = list(names)
-    return Parameter("str", Annotated[str, AfterValidator(lambda value: check_name(kind, value, names))], f"one of {', '.join(names)}", help)
+    return Parameter(
+        "str",
+        Annotated[str, AfterValidator(lambda value: check_name(kind, value, names))],
+        f"one of {', '.join(names)}",
+        help,
+    )
 
 
 def _known_model(name: str) -> str:
@@ -83,19 +89,27 @@ def _text(pattern: str, allowed: str, help: str) -> Parameter:
     return Parameter("str", Annotated[str, Field(pattern=f"^(?:{pattern})$", max_length=4096)], allowed, help)
 
 
-def _integers(low: int, high: int, help: str, order: Callable[[list], list] = sorted, words: str = "rising") -> Parameter:
+def _integers(
+    low: int, high: int, help: str, order: Callable[[list], list] = sorted, words: str = "rising"
+) -> Parameter:
     """A list of different whole numbers; rising unless `order` says otherwise."""
+
     def ordered(values: list[int]) -> list[int]:
         if len(set(values)) != len(values) or list(values) != order(values):
             raise ValueError("order")
         return values
 
-    kind = Annotated[list[Annotated[int, BeforeValidator(_number), Field(ge=low, le=high)]], Field(max_length=100), AfterValidator(ordered)]
+    kind = Annotated[
+        list[Annotated[int, BeforeValidator(_number), Field(ge=low, le=high)]],
+        Field(max_length=100),
+        AfterValidator(ordered),
+    ]
     return Parameter("list[int]", kind, f"a list of {words} whole numbers from {low} to {high}", help)
 
 
 def _methods(help: str) -> Parameter:
     """A list of methods, each with hyper-parameters over its published ones: `["kd", "dkd beta:2"]`."""
+
     def known(value: str) -> str:
         parse_method(value)
         return value
@@ -106,6 +120,7 @@ def _methods(help: str) -> Parameter:
 
 def _different(known: Callable[[str], str], allowed: str, help: str) -> Parameter:
     """A list of one name or several different ones, each of them known."""
+
     def different(values: list[str]) -> list[str]:
         if len(set(values)) != len(values):
             raise ValueError("twice")
@@ -154,7 +169,9 @@ PARAMETERS: dict[str, Parameter] = {
     "teachers": _models("teacher architectures to compare"),
     "student": _model("student architecture"),
     "judge": _model("architecture of the independent judge"),
-    "teacher_checkpoint": _text(r"[^\x00\n]*", "the path of a checkpoint, or empty", "teacher weights to use instead of training a teacher"),
+    "teacher_checkpoint": _text(
+        r"[^\x00\n]*", "the path of a checkpoint, or empty", "teacher weights to use instead of training a teacher"
+    ),
     # training
     "epochs": _integer(1, 100_000, "passes over the data, or rounds"),
     "teacher_epochs": _integer(1, 100_000, "passes over the private split when the teacher is trained"),
@@ -207,10 +224,16 @@ PARAMETERS: dict[str, Parameter] = {
     "warmup": _integer(0, 100_000, "rounds before the student starts"),
     "next_teacher": _model("teacher architecture of the task that reuses the generator"),
     "next_epochs": _integer(1, 100_000, "rounds of the task that reuses the generator"),
-    "modes": _choices("generator mode", ("anew", "reuse_common", "reuse_finetune", "reuse_fix"), "initial states and rates of the generator"),
+    "modes": _choices(
+        "generator mode",
+        ("anew", "reuse_common", "reuse_finetune", "reuse_fix"),
+        "initial states and rates of the generator",
+    ),
     "hard_losses": _choices("hard loss", ("none", "no_aea", "aea"), "kinds of hard loss to compare"),
     "branch_rule": _choice("branch rule", _BRANCH_RULES, "which branch of the generator is reused"),
-    "branch_rules": _choices("branch rule", _BRANCH_RULES, "rules, by which a branch of the generator is chosen for reuse, to compare"),
+    "branch_rules": _choices(
+        "branch rule", _BRANCH_RULES, "rules, by which a branch of the generator is chosen for reuse, to compare"
+    ),
     "latent_dim": _integer(1, 100_000, "length of the latent vector"),
     "generator_width": _integer(1, 10_000, "channels of the generator's last convolution"),
     "perturbation_width": _integer(1, 10_000, "channels of the perturbation network's first convolution"),
@@ -232,7 +255,9 @@ PARAMETERS: dict[str, Parameter] = {
     "prior_steps": _integer(1, 10_000_000, "training steps of the diffusion prior"),
     "prior_batch_size": _integer(2, 1_000_000, "images per step of the prior's training"),
     "prior_lr": _real(0, 100, "learning rate of the prior's training", above=True),
-    "prior_folder": _text(r"[^\x00\n]*", "the path of a folder, or empty", "a diffusers model to use as prior instead of training one"),
+    "prior_folder": _text(
+        r"[^\x00\n]*", "the path of a folder, or empty", "a diffusers model to use as prior instead of training one"
+    ),
     "solver": _choice("solver", ("ddim", "dpmsolver++", "unipc"), "sampler of the prior"),
     "num_steps": _integer(1, 1000, "denoising steps"),
     "gate": _choice("gate", ("entropy", "normalized_entropy", "constant"), "what opens the guidance of a sample"),
@@ -287,6 +312,7 @@ CONFLICTS = (_buffers, _modes, _guidance, _thresholds, _draws, _evolution)
 
 # --- checking values -----------------------------------------------------------------------------------------------------------
 
+
 class Parameters(dict):
     """Checked values by name; `p.epochs` is `p["epochs"]`."""
 
@@ -294,7 +320,9 @@ class Parameters(dict):
         try:
             return self[name]
         except KeyError:
-            raise AttributeError(f"no parameter {name!r} here; there are {', '.join(self)}. Run the parameters cell again?") from None
+            raise AttributeError(
+                f"no parameter {name!r} here; there are {', '.join(self)}. Run the parameters cell again?"
+            ) from None
 
 
 @cache
@@ -343,14 +371,19 @@ def resolve(values: Mapping) -> Parameters:
 
 def collect(namespace: Mapping) -> Parameters:
     """The checked parameters among a notebook's globals: plain values under names of the table, in the order of the table."""
-    plain = {name: namespace[name] for name, line in PARAMETERS.items()
-             if isinstance(namespace.get(name), bool | int | float | str | list) or (name in namespace and namespace[name] is None and line.optional)}
+    plain = {
+        name: namespace[name]
+        for name, line in PARAMETERS.items()
+        if isinstance(namespace.get(name), bool | int | float | str | list)
+        or (name in namespace and namespace[name] is None and line.optional)
+    }
     if not plain:
         raise InputError("no parameters found; run the parameters cell first")
     return resolve(plain)
 
 
 # --- the parameters cell of a notebook -----------------------------------------------------------------------------------------
+
 
 class Cell(NamedTuple):
     """One line of a parameters cell: `name: type = default  # help`."""
@@ -395,7 +428,9 @@ def _parse(source: str, notebook: str) -> dict[str, Cell]:
         try:
             if not isinstance(node, ast.AnnAssign) or node.value is None or node.lineno != node.end_lineno:
                 raise ValueError("form")
-            found[node.target.id] = Cell(ast.unparse(node.annotation), ast.literal_eval(node.value), comments[node.lineno])
+            found[node.target.id] = Cell(
+                ast.unparse(node.annotation), ast.literal_eval(node.value), comments[node.lineno]
+            )
         except (ValueError, KeyError, AttributeError):
             raise InputError(f"line {node.lineno} of the parameters cell of {notebook} must be {form}") from None
     return found

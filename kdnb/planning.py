@@ -45,7 +45,9 @@ def experiments(profile: str) -> list[str]:
 
 
 def _profile(name: str) -> str:
-    return check_name("profile", name, dict.fromkeys(["quick", *sorted(path.name for path in params_folder().glob("*/"))]))
+    return check_name(
+        "profile", name, dict.fromkeys(["quick", *sorted(path.name for path in params_folder().glob("*/"))])
+    )
 
 
 @dataclass(frozen=True)
@@ -107,12 +109,16 @@ def plan_again(folder: Path) -> Plan:
     path = notebooks_folder() / f"{check_name('notebook', base, notebook_names())}.ipynb"
     cell = read_cell(path)
     if other := sorted(set(cell) ^ set(values)):
-        raise InputError(f"{base} has other parameters now than when this run was made ({', '.join(other)}); start a new run")
+        raise InputError(
+            f"{base} has other parameters now than when this run was made ({', '.join(other)}); start a new run"
+        )
     _check_outside(values)
     if run_name(values) != folder.name:
         raise InputError(f"the record in {folder.name} is of a run with other parameters; start a new run")
     defaults = resolve({name: line.default for name, line in cell.items()})
-    return Plan(base, path, profile, values, {name: value for name, value in values.items() if value != defaults[name]}, folder)
+    return Plan(
+        base, path, profile, values, {name: value for name, value in values.items() if value != defaults[name]}, folder
+    )
 
 
 def _recorded_parameters(folder: Path) -> dict[str, Any]:
@@ -136,7 +142,9 @@ def read_params(notebook: str, profile: str, variant: str = "") -> dict[str, Any
         if profile == "quick" and not variant:
             return {}
         there = [file.stem for file in sorted(folder.glob("*.yaml"))]
-        raise InputError(f"profile {profile} has no parameters for {path.stem}; it has them for {', '.join(there) or 'nothing yet'}")
+        raise InputError(
+            f"profile {profile} has no parameters for {path.stem}; it has them for {', '.join(there) or 'nothing yet'}"
+        )
     where = f"params/{profile}/{path.name}"
     if path.stat().st_size > _MAX_YAML:
         raise InputError(f"{where} is larger than {_MAX_YAML} bytes; it is no parameter file")
@@ -148,8 +156,12 @@ def _flat_yaml(path: Path, where: str) -> dict[str, Any]:
         node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
         if node is None:
             return {}
-        pairs = node.value if isinstance(node, yaml.MappingNode) and node.tag == f"{_TAG}map" else None  # `!!set {}` is another
-        if pairs is None or not all(isinstance(key, yaml.ScalarNode) and key.tag == f"{_TAG}str" and _is_flat(value) for key, value in pairs):
+        pairs = (
+            node.value if isinstance(node, yaml.MappingNode) and node.tag == f"{_TAG}map" else None
+        )  # `!!set {}` is another
+        if pairs is None or not all(
+            isinstance(key, yaml.ScalarNode) and key.tag == f"{_TAG}str" and _is_flat(value) for key, value in pairs
+        ):
             raise InputError(f"{where} must be a flat list of lines `name: value`")
         keys = [key.value for key, _ in pairs]
         if twice := [key for key in keys if keys.count(key) > 1]:
@@ -164,7 +176,8 @@ def _flat_yaml(path: Path, where: str) -> dict[str, Any]:
 def _is_flat(node: yaml.Node) -> bool:
     """A scalar or a list of scalars."""
     return isinstance(node, yaml.ScalarNode) or (
-        isinstance(node, yaml.SequenceNode) and all(isinstance(item, yaml.ScalarNode) for item in node.value))
+        isinstance(node, yaml.SequenceNode) and all(isinstance(item, yaml.ScalarNode) for item in node.value)
+    )
 
 
 def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
@@ -203,6 +216,8 @@ def _check_outside(values: Parameters) -> None:
         check_files(values["dataset"])
     if values.get("teacher_checkpoint"):
         if "dataset" in values:
-            check_classes(Path(values["teacher_checkpoint"]), dataset_spec(values["dataset"]).num_classes, values["dataset"])
+            check_classes(
+                Path(values["teacher_checkpoint"]), dataset_spec(values["dataset"]).num_classes, values["dataset"]
+            )
     if values.get("prior_folder") and not Path(values["prior_folder"]).is_dir():
         raise InputError(f"prior_folder {Path(values['prior_folder']).name} is not a folder")

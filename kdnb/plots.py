@@ -12,22 +12,36 @@ from torch import Tensor
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 _STYLE = {
-    "axes.prop_cycle": plt.cycler(color=COLOURS), "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
-    "grid.alpha": 0.3, "figure.dpi": 72, "savefig.dpi": 100, "font.size": 9, "axes.titlesize": 10, "legend.frameon": False,
+    "axes.prop_cycle": plt.cycler(color=COLOURS),
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "figure.dpi": 72,
+    "savefig.dpi": 100,
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "legend.frameon": False,
     "figure.constrained_layout.use": True,
 }
 plt.rcParams.update(_STYLE)
 
 
-def image_grid(images: Tensor, titles: Sequence[str] | None = None, columns: int = 10, scale: float = 0.75, caption: str = ""):
+def image_grid(
+    images: Tensor, titles: Sequence[str] | None = None, columns: int = 10, scale: float = 0.75, caption: str = ""
+):
     """Images (N, C, H, W) in [-1, 1] as a grid, row by row; grey for one channel."""
     rows = -(-len(images) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(columns * scale, rows * scale * (1.3 if titles else 1.0)), squeeze=False)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(columns * scale, rows * scale * (1.3 if titles else 1.0)), squeeze=False
+    )
     pictures = ((images.detach().float().cpu().clamp(-1, 1) + 1) / 2).permute(0, 2, 3, 1).numpy()
     for index, axis in enumerate(axes.flat):
         axis.axis("off")
         if index < len(images):
-            axis.imshow(pictures[index].squeeze(-1) if pictures.shape[-1] == 1 else pictures[index], cmap="gray", vmin=0, vmax=1)
+            axis.imshow(
+                pictures[index].squeeze(-1) if pictures.shape[-1] == 1 else pictures[index], cmap="gray", vmin=0, vmax=1
+            )
             if titles:
                 axis.set_title(titles[index], fontsize=7, pad=2)
     if caption:
@@ -38,7 +52,9 @@ def image_grid(images: Tensor, titles: Sequence[str] | None = None, columns: int
 def labelled_rows(groups: Mapping[str, Tensor], scale: float = 0.6):
     """One row of images per group, the group's name at the left."""
     columns = max(len(images) for images in groups.values())
-    figure, axes = plt.subplots(len(groups), columns, figsize=(columns * scale + 1.4, len(groups) * scale), squeeze=False)
+    figure, axes = plt.subplots(
+        len(groups), columns, figsize=(columns * scale + 1.4, len(groups) * scale), squeeze=False
+    )
     for row, (name, images) in zip(axes, groups.items(), strict=True):
         pictures = ((images.detach().float().cpu().clamp(-1, 1) + 1) / 2).permute(0, 2, 3, 1).numpy()
         for index, axis in enumerate(row):
@@ -46,13 +62,26 @@ def labelled_rows(groups: Mapping[str, Tensor], scale: float = 0.6):
             axis.set_yticks([])
             axis.set_frame_on(False)
             if index < len(images):
-                axis.imshow(pictures[index].squeeze(-1) if pictures.shape[-1] == 1 else pictures[index], cmap="gray", vmin=0, vmax=1)
+                axis.imshow(
+                    pictures[index].squeeze(-1) if pictures.shape[-1] == 1 else pictures[index],
+                    cmap="gray",
+                    vmin=0,
+                    vmax=1,
+                )
         row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
     return _done(figure)
 
 
-def lines(series: Mapping[str, Sequence[tuple[float, float]]], xlabel: str, ylabel: str, title: str = "", *, log: bool = False,
-          reference: Mapping[str, float] | None = None, size: tuple[float, float] = (5.5, 3.0)):
+def lines(
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    xlabel: str,
+    ylabel: str,
+    title: str = "",
+    *,
+    log: bool = False,
+    reference: Mapping[str, float] | None = None,
+    size: tuple[float, float] = (5.5, 3.0),
+):
     """Curves from (x, y) pairs; `reference` draws named horizontal lines."""
     figure, axis = plt.subplots(figsize=size)
     for name, points in series.items():
@@ -90,7 +119,9 @@ def confusion(matrix: Tensor, names: Sequence[str], title: str = ""):
     picture = axis.imshow(errors, cmap="viridis_r", vmin=0)
     for i, j in np.argwhere(counts > 0) if len(counts) <= 20 else []:
         axis.text(j, i, counts[i, j], ha="center", va="center", fontsize=7)
-    axis.set(xlabel="predicted class", ylabel="true class", title=title, xticks=range(len(names)), yticks=range(len(names)))
+    axis.set(
+        xlabel="predicted class", ylabel="true class", title=title, xticks=range(len(names)), yticks=range(len(names))
+    )
     axis.set_xticklabels(names, rotation=90 if max(map(len, names)) > 2 else 0)
     axis.set_yticklabels(names)
     axis.grid(False)
@@ -109,15 +140,27 @@ def calibration(reliability, logits: Tensor, labels: Tensor):
     top = logits.softmax(dim=1).max(dim=1).values.cpu()
     right_ones = (logits.argmax(dim=1) == labels).cpu()
     bins = np.linspace(0, 1, 21)
-    right.hist([top[right_ones].numpy(), top[~right_ones].numpy()], bins=bins, stacked=True, log=True,
-               label=[f"right ({int(right_ones.sum())})", f"wrong ({int((~right_ones).sum())})"])
+    right.hist(
+        [top[right_ones].numpy(), top[~right_ones].numpy()],
+        bins=bins,
+        stacked=True,
+        log=True,
+        label=[f"right ({int(right_ones.sum())})", f"wrong ({int((~right_ones).sum())})"],
+    )
     right.set(xlabel="confidence", ylabel="test images")
     right.legend(fontsize=8)
     return _done(figure)
 
 
-def bars(values: Mapping[str, Sequence[float] | float], ylabel: str, title: str = "", *, reference: Mapping[str, float] | None = None,
-         size: tuple[float, float] = (6.0, 3.0), ylim: tuple | None = None):
+def bars(
+    values: Mapping[str, Sequence[float] | float],
+    ylabel: str,
+    title: str = "",
+    *,
+    reference: Mapping[str, float] | None = None,
+    size: tuple[float, float] = (6.0, 3.0),
+    ylim: tuple | None = None,
+):
     """One bar per name: the mean over seeds, with every single value as a dot."""
     figure, axis = plt.subplots(figsize=size)
     for index, found in enumerate(values.values()):
@@ -135,7 +178,9 @@ def bars(values: Mapping[str, Sequence[float] | float], ylabel: str, title: str 
     return _done(figure)
 
 
-def grouped_bars(table: Mapping[str, Mapping[str, float]], ylabel: str, title: str = "", size: tuple[float, float] = (7.0, 3.0)):
+def grouped_bars(
+    table: Mapping[str, Mapping[str, float]], ylabel: str, title: str = "", size: tuple[float, float] = (7.0, 3.0)
+):
     """`table[group][series]`: one cluster of bars per group, one colour per series."""
     figure, axis = plt.subplots(figsize=size)
     series = list(next(iter(table.values())))
@@ -157,7 +202,9 @@ def seed_dots(rows: Sequence[Mapping], metrics: Mapping[str, str], height: float
         rows: with "setting", "seed" and the metrics; metrics: axis label by name.
     """
     names = list(dict.fromkeys(row["setting"] for row in rows))
-    figure, axes = plt.subplots(1, len(metrics), figsize=(2.9 * len(metrics) + 1.2, height * len(names) + 0.9), sharey=True, squeeze=False)
+    figure, axes = plt.subplots(
+        1, len(metrics), figsize=(2.9 * len(metrics) + 1.2, height * len(names) + 0.9), sharey=True, squeeze=False
+    )
     for axis, (metric, label) in zip(axes[0], metrics.items(), strict=True):
         for index, name in enumerate(names):
             values = np.array([row[metric] for row in rows if row["setting"] == name], dtype=float)
@@ -170,7 +217,9 @@ def seed_dots(rows: Sequence[Mapping], metrics: Mapping[str, str], height: float
     return _done(figure)
 
 
-def sensitivity(panels: Mapping[str, Mapping[str, Sequence[float]]], ylabel: str, reference: Mapping[str, float] | None = None):
+def sensitivity(
+    panels: Mapping[str, Mapping[str, Sequence[float]]], ylabel: str, reference: Mapping[str, float] | None = None
+):
     """`panels[hyper-parameter][value]`: results of all seeds, one panel each, dots for seeds and a line through the means."""
     figure, axes = plt.subplots(1, len(panels), figsize=(2.6 * len(panels) + 0.6, 2.5), sharey=True, squeeze=False)
     for axis, (name, points) in zip(axes[0], panels.items(), strict=True):
@@ -191,9 +240,18 @@ def logit_statistics(logits: Mapping[str, Tensor], standardized: Mapping[str, Te
     """Left: standard deviation of each image's logits against their mean. Right: sorted logits after standardisation, mean over images."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 2.9))
     for index, (name, values) in enumerate(logits.items()):
-        left.scatter(values.mean(dim=1).cpu(), values.std(dim=1).cpu(), s=5, alpha=0.4, color=COLOURS[index], label=name)
+        left.scatter(
+            values.mean(dim=1).cpu(), values.std(dim=1).cpu(), s=5, alpha=0.4, color=COLOURS[index], label=name
+        )
         profile = standardized[name].sort(dim=1, descending=True).values.mean(dim=0).cpu()
-        right.plot(range(1, len(profile) + 1), profile, marker="o" if len(profile) < 30 else None, markersize=3, color=COLOURS[index], label=name)
+        right.plot(
+            range(1, len(profile) + 1),
+            profile,
+            marker="o" if len(profile) < 30 else None,
+            markersize=3,
+            color=COLOURS[index],
+            label=name,
+        )
     left.set(xlabel="mean of an image's logits", ylabel="their standard deviation")
     right.set(xlabel="rank of the class", ylabel="standardised logit")
     left.legend(fontsize=8, markerscale=3)
@@ -216,30 +274,54 @@ def region_maps(images: Tensor, groups: Tensor, titles: Sequence[str], columns: 
     pictures = ((images.detach().float().cpu().clamp(-1, 1) + 1) / 2).permute(0, 2, 3, 1).numpy()
     for axis in axes.flat:
         axis.axis("off")
-    for axis, picture, kinds, title in zip(axes.flat, pictures, groups.view(-1, side, side).cpu().numpy(), titles, strict=False):
+    for axis, picture, kinds, title in zip(
+        axes.flat, pictures, groups.view(-1, side, side).cpu().numpy(), titles, strict=False
+    ):
         extent = (0, side, side, 0)
-        axis.imshow(picture.squeeze(-1) if picture.shape[-1] == 1 else picture, cmap="gray", vmin=0, vmax=1, extent=extent)
+        axis.imshow(
+            picture.squeeze(-1) if picture.shape[-1] == 1 else picture, cmap="gray", vmin=0, vmax=1, extent=extent
+        )
         axis.imshow(kinds, cmap=ListedColormap(_REGION_COLOURS), vmin=0, vmax=3, alpha=0.45, extent=extent)
         axis.set_title(title, fontsize=7, pad=2)
-    figure.legend(handles=[Patch(color=colour, label=kind) for colour, kind in zip(_REGION_COLOURS, REGION_KINDS, strict=True)],
-                  loc="outside lower center", ncols=4, fontsize=7)
+    figure.legend(
+        handles=[Patch(color=colour, label=kind) for colour, kind in zip(_REGION_COLOURS, REGION_KINDS, strict=True)],
+        loc="outside lower center",
+        ncols=4,
+        fontsize=7,
+    )
     return _done(figure)
 
 
-def scatter(groups: Mapping[str, Sequence[tuple[float, float]]], xlabel: str, ylabel: str, title: str = "", size: tuple[float, float] = (4.6, 3.4)):
+def scatter(
+    groups: Mapping[str, Sequence[tuple[float, float]]],
+    xlabel: str,
+    ylabel: str,
+    title: str = "",
+    size: tuple[float, float] = (4.6, 3.4),
+):
     """Points (x, y) by group, one colour and marker a group (colours repeat after eight, markers do not)."""
     figure, axis = plt.subplots(figsize=size)
     markers = "os^Dv*PX<>hp"
     for index, (name, points) in enumerate(groups.items()):
         x, y = zip(*points, strict=True)
-        axis.scatter(x, y, s=14, alpha=0.75, label=name, color=COLOURS[index % len(COLOURS)], marker=markers[index % len(markers)])
+        axis.scatter(
+            x,
+            y,
+            s=14,
+            alpha=0.75,
+            label=name,
+            color=COLOURS[index % len(COLOURS)],
+            marker=markers[index % len(markers)],
+        )
     axis.set(xlabel=xlabel, ylabel=ylabel, title=title)
     if len(groups) > 1:
         axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return _done(figure)
 
 
-def heatmaps(matrices: Mapping[str, Tensor], xlabel: str, ylabel: str, rows: Sequence[str], columns: Sequence[str], label: str):
+def heatmaps(
+    matrices: Mapping[str, Tensor], xlabel: str, ylabel: str, rows: Sequence[str], columns: Sequence[str], label: str
+):
     """Matrices of one shape side by side on one colour scale."""
     figure, axes = plt.subplots(1, len(matrices), figsize=(2.7 * len(matrices) + 0.8, 2.7), squeeze=False)
     high = max(float(matrix.max()) for matrix in matrices.values())
@@ -253,21 +335,40 @@ def heatmaps(matrices: Mapping[str, Tensor], xlabel: str, ylabel: str, rows: Seq
     return _done(figure)
 
 
-def bands(series: Mapping[str, Sequence[Mapping]], xlabel: str, ylabel: str, title: str = "", *, x: str = "flips", log: bool = False,
-          reference: Mapping[str, float] | None = None, size: tuple[float, float] = (6.5, 3.2)):
+def bands(
+    series: Mapping[str, Sequence[Mapping]],
+    xlabel: str,
+    ylabel: str,
+    title: str = "",
+    *,
+    x: str = "flips",
+    log: bool = False,
+    reference: Mapping[str, float] | None = None,
+    size: tuple[float, float] = (6.5, 3.2),
+):
     """Means as lines over the range from lowest to highest: rows with `x`, `mean`, `low`, `high`."""
     return band_panels({title: series}, xlabel, ylabel, x=x, log=log, reference=reference, size=size)
 
 
-def band_panels(panels: Mapping[str, Mapping[str, Sequence[Mapping]]], xlabel: str, ylabel: str, *, x: str = "flips", log: bool = False,
-                reference: Mapping[str, float] | None = None, size: tuple[float, float] = (4.2, 3.0)):
+def band_panels(
+    panels: Mapping[str, Mapping[str, Sequence[Mapping]]],
+    xlabel: str,
+    ylabel: str,
+    *,
+    x: str = "flips",
+    log: bool = False,
+    reference: Mapping[str, float] | None = None,
+    size: tuple[float, float] = (4.2, 3.0),
+):
     """`bands` side by side, `panels[title][series]`: the same series in each, one legend, one vertical axis. `size` is of one panel."""
     figure, axes = plt.subplots(1, len(panels), figsize=(size[0] * len(panels), size[1]), sharey=True, squeeze=False)
     for axis, (title, series) in zip(axes[0], panels.items(), strict=True):
         for colour, (name, rows) in zip(cycle(COLOURS), series.items(), strict=False):
             at = [row[x] for row in rows]
             axis.plot(at, [row["mean"] for row in rows], label=name, linewidth=1.6, color=colour)
-            axis.fill_between(at, [row["low"] for row in rows], [row["high"] for row in rows], alpha=0.15, linewidth=0, color=colour)
+            axis.fill_between(
+                at, [row["low"] for row in rows], [row["high"] for row in rows], alpha=0.15, linewidth=0, color=colour
+            )
         for name, level in (reference or {}).items():
             axis.axhline(level, color="0.4", linestyle="--", linewidth=1, label=name)
         axis.set(xlabel=xlabel, title=title, yscale="log" if log else "linear")

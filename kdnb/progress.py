@@ -23,7 +23,9 @@ def progress(items: Iterable, description: str, total: int | None = None, initia
     elif sys.stderr.isatty() or _interactive_kernel():
         from tqdm import tqdm
 
-        yield from tqdm(items, desc=description, total=total, initial=initial, leave=False, mininterval=1.0, file=sys.stderr)
+        yield from tqdm(
+            items, desc=description, total=total, initial=initial, leave=False, mininterval=1.0, file=sys.stderr
+        )
     else:
         yield from items
 

@@ -32,7 +32,12 @@ def run_folder(profile: str, notebook: str, parameters: Mapping) -> Path:
     Raises:
         InputError: a part that is no plain name and could lead elsewhere.
     """
-    return outputs_root() / plain_name("profile", profile) / plain_name("notebook", notebook) / plain_name("run", run_name(parameters))
+    return (
+        outputs_root()
+        / plain_name("profile", profile)
+        / plain_name("notebook", notebook)
+        / plain_name("run", run_name(parameters))
+    )
 
 
 def plain_name(kind: str, name: str) -> str:

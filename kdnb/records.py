@@ -20,9 +20,9 @@ class RunFiles(NamedTuple):
 
     folder: Path
     notebook: str
-    record: dict[str, Any]           # run.json
-    outcome: dict[str, Any]          # execution.json
-    results: list[dict[str, str]]    # rows of results.csv
+    record: dict[str, Any]  # run.json
+    outcome: dict[str, Any]  # execution.json
+    results: list[dict[str, str]]  # rows of results.csv
     problems: list[str]
 
     @property
@@ -57,7 +57,9 @@ def read_run(folder: Path) -> RunFiles:
             whole = False
         if not whole:
             problems.append(f"{name} is missing, damaged or was edited: it is not what the run wrote")
-    return RunFiles(folder, folder.parent.name, records["run.json"], read_outcome(folder), _rows(folder / "results.csv"), problems)
+    return RunFiles(
+        folder, folder.parent.name, records["run.json"], read_outcome(folder), _rows(folder / "results.csv"), problems
+    )
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
@@ -98,10 +100,14 @@ def find_run(run: str) -> Path:
     """
     root = outputs_root().resolve()
     if "/" not in run and "\\" not in run:
-        runs = {path.relative_to(root).as_posix(): path for profile in root.glob("*/") for path in _run_folders(profile)}
+        runs = {
+            path.relative_to(root).as_posix(): path for profile in root.glob("*/") for path in _run_folders(profile)
+        }
         found = [path for path in runs.values() if path.name == run]
         if len(found) > 1:
-            raise InputError(f"several runs are called {run}; say which: {', '.join(name for name, path in runs.items() if path.name == run)}")
+            raise InputError(
+                f"several runs are called {run}; say which: {', '.join(name for name, path in runs.items() if path.name == run)}"
+            )
         if not found and not Path(run).is_dir():
             check_name("run", run, [path.name for path in runs.values()])
         return _inside(found[0] if found else Path(run), root, run)
@@ -114,6 +120,12 @@ def find_run(run: str) -> Path:
 def _inside(path: Path, root: Path, given: str) -> Path:
     """The path without links and dots, if it is a run folder of the outputs."""
     path = path.resolve()
-    if not path.is_relative_to(root) or len(path.relative_to(root).parts) != 3 or path not in _run_folders(path.parent.parent):
-        raise InputError(f"{given} is no run: runs are PROFILE/NOTEBOOK/RUN in the outputs folder, with a run.json or execution.json")
+    if (
+        not path.is_relative_to(root)
+        or len(path.relative_to(root).parts) != 3
+        or path not in _run_folders(path.parent.parent)
+    ):
+        raise InputError(
+            f"{given} is no run: runs are PROFILE/NOTEBOOK/RUN in the outputs folder, with a run.json or execution.json"
+        )
     return path

@@ -26,7 +26,7 @@ class Summary(NamedTuple):
     """One metric of one experiment over its seeds."""
 
     notebook: str
-    variant: str     # the parameters in which experiments of a notebook differ
+    variant: str  # the parameters in which experiments of a notebook differ
     metric: str
     values: list[tuple[str, float]]  # (seed, value)
 
@@ -45,6 +45,7 @@ class Summary(NamedTuple):
 
 
 # --- summing up ----------------------------------------------------------------------------------------------------------------
+
 
 def summarize(runs: Iterable[RunFiles]) -> list[Summary]:
     """Metrics by experiment: runs of a notebook that differ in nothing but the seed are one experiment."""
@@ -95,13 +96,19 @@ def differences(summaries: Iterable[Summary], baseline: str) -> list[Paired]:
         shared = {seed: value for seed, value in row.values if seed in base.get((row.notebook, row.metric), {})}
         if row.variant == baseline or not shared:
             continue
-        pairs = [{"setting": name, "seed": seed, row.metric: values[seed]}
-                 for name, values in ((row.variant, shared), (baseline, base[row.notebook, row.metric])) for seed in shared]
-        found.append(Paired(row.notebook, row.variant, row.metric, *paired_difference(pairs, row.variant, baseline, row.metric)))
+        pairs = [
+            {"setting": name, "seed": seed, row.metric: values[seed]}
+            for name, values in ((row.variant, shared), (baseline, base[row.notebook, row.metric]))
+            for seed in shared
+        ]
+        found.append(
+            Paired(row.notebook, row.variant, row.metric, *paired_difference(pairs, row.variant, baseline, row.metric))
+        )
     return found
 
 
 # --- writing -------------------------------------------------------------------------------------------------------------------
+
 
 def build_report(runs: Iterable[Path], folder: Path, title: str, baseline: str = "") -> Path:
     """Write index.html, results.csv and notebooks/*.html into `folder`.
@@ -120,8 +127,16 @@ def build_report(runs: Iterable[Path], folder: Path, title: str, baseline: str =
     pairs = differences(summaries, baseline) if baseline else []
     atomic_write(folder / "results.csv", _csv(found))
     pages = [_notebook_page(run, folder / "notebooks") for run in found]
-    sections = [{"run": run, "page": page, "figures": _figures(run.folder), "provenance": provenance(run), "checklist": checklist(run, found)}
-                for run, page in zip(found, pages, strict=True)]
+    sections = [
+        {
+            "run": run,
+            "page": page,
+            "figures": _figures(run.folder),
+            "provenance": provenance(run),
+            "checklist": checklist(run, found),
+        }
+        for run, page in zip(found, pages, strict=True)
+    ]
     page = _template().render(title=title, summaries=summaries, baseline=baseline, pairs=pairs, sections=sections)
     atomic_write(folder / "index.html", page.encode())
     return folder / "index.html"
@@ -132,15 +147,28 @@ def report(profile: str, baseline: str = "") -> Path:
     runs = find_runs(profile)
     if not runs:
         raise InputError(f"no runs of profile {profile} found; start one with `inv run NOTEBOOK --profile {profile}`")
-    return build_report(runs, outputs_root() / plain_name("profile", profile) / "report", f"kdnb, {profile} profile", baseline)
+    return build_report(
+        runs, outputs_root() / plain_name("profile", profile) / "report", f"kdnb, {profile} profile", baseline
+    )
 
 
 def write_run_page(folder: Path) -> Path:
     """The reproducibility report of one run, report.html in its own folder: what it was made with, and what its numbers rest on."""
     run = read_run(folder)
-    section = {"run": run, "page": "", "figures": _figures(run.folder), "provenance": provenance(run),
-               "checklist": checklist(run, map(read_run, runs_beside(run.folder)))}
-    page = _template().render(title=f"{run.notebook}, {run.folder.name}", summaries=summarize([run]), baseline="", pairs=[], sections=[section])
+    section = {
+        "run": run,
+        "page": "",
+        "figures": _figures(run.folder),
+        "provenance": provenance(run),
+        "checklist": checklist(run, map(read_run, runs_beside(run.folder))),
+    }
+    page = _template().render(
+        title=f"{run.notebook}, {run.folder.name}",
+        summaries=summarize([run]),
+        baseline="",
+        pairs=[],
+        sections=[section],
+    )
     atomic_write(run.folder / "report.html", page.encode())
     return run.folder / "report.html"
 
@@ -170,8 +198,10 @@ def _notebook_page(run: RunFiles, folder: Path) -> str:
     from nbconvert import HTMLExporter
 
     # scripts that our notebooks don't need are left out; formulas are set by MathJax where there is a network
-    page = ("{% extends 'lab/index.html.j2' %}{% block html_head_js_requirejs %}{% endblock %}"
-            "{% block html_head_js_mermaidjs %}{% endblock %}")
+    page = (
+        "{% extends 'lab/index.html.j2' %}{% block html_head_js_requirejs %}{% endblock %}"
+        "{% block html_head_js_mermaidjs %}{% endblock %}"
+    )
     exporter = HTMLExporter(extra_loaders=[DictLoader({"page.j2": page})], template_file="page.j2", sanitize_html=True)
     try:
         body, _ = exporter.from_notebook_node(nbformat.read(source, as_version=4))
@@ -185,5 +215,7 @@ def _notebook_page(run: RunFiles, folder: Path) -> str:
 def _template():
     from jinja2 import Environment, FileSystemLoader
 
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
     return environment.get_template("report.html.j2")

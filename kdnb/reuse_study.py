@@ -23,14 +23,28 @@ def convergence(task: Task, target: float) -> dict[str, float | None]:
     reached = next((row for row in task.history if row.get("top1", 0.0) >= target), None)
     scores = [row["top1"] for row in task.history if "top1" in row]
     return {
-        "first": per_round[0], "round_2": per_round[min(1, len(per_round) - 1)], "last": per_round[-1], "area": sum(per_round) / len(per_round),
-        "top1": scores[-1], "mean_top1": sum(scores) / len(scores),
-        "rounds_to_target": reached["epoch"] if reached else None, "seconds_to_target": reached["elapsed"] if reached else None,
+        "first": per_round[0],
+        "round_2": per_round[min(1, len(per_round) - 1)],
+        "last": per_round[-1],
+        "area": sum(per_round) / len(per_round),
+        "top1": scores[-1],
+        "mean_top1": sum(scores) / len(scores),
+        "rounds_to_target": reached["epoch"] if reached else None,
+        "seconds_to_target": reached["elapsed"] if reached else None,
     }
 
 
-def reuse_study(data: Dataset, teacher: str, next_teacher: str, student: str, modes: Sequence[str], seeds: Sequence[int], values: Mapping,
-                target: float, branch_rules: Sequence[str] = ("gan1",)) -> tuple[list[dict], dict[tuple[str, int], Task]]:
+def reuse_study(
+    data: Dataset,
+    teacher: str,
+    next_teacher: str,
+    student: str,
+    modes: Sequence[str],
+    seeds: Sequence[int],
+    values: Mapping,
+    target: float,
+    branch_rules: Sequence[str] = ("gan1",),
+) -> tuple[list[dict], dict[tuple[str, int], Task]]:
     """First task, then the second in every setting, for every seed: teachers, generators and students all differ between seeds.
 
     A setting is `anew`, or a reuse mode with a branch rule, "reuse_common gan2"; the rule is left out where there is one only.
@@ -46,20 +60,39 @@ def reuse_study(data: Dataset, teacher: str, next_teacher: str, student: str, mo
     rows, tasks = [], {}
     for seed in seeds:
         source = train_or_load(teacher, data, teacher_recipe(data), seed=seed, description=f"teacher, seed {seed}")
-        target_teacher = train_or_load(next_teacher, data, teacher_recipe(data), seed=seed, description=f"next teacher, seed {seed}")
-        first = generator_task(data, source, student, generator_config(data, values), seed=seed, description=f"first task, seed {seed}")
+        target_teacher = train_or_load(
+            next_teacher, data, teacher_recipe(data), seed=seed, description=f"next teacher, seed {seed}"
+        )
+        first = generator_task(
+            data, source, student, generator_config(data, values), seed=seed, description=f"first task, seed {seed}"
+        )
         config = generator_config(data, values, epochs=values["next_epochs"])
         for mode, rule in choices:
             setting = mode if rule is None or len(branch_rules) == 1 else f"{mode} {rule}"
             branch = rule and reused_branch(first, source.model, rule, seed)
             parts = branch and export_parts(first.generator, branch)
-            task = generator_task(data, target_teacher, student, config, mode=mode, parts=parts, seed=seed, description=f"{setting}, seed {seed}")
+            task = generator_task(
+                data,
+                target_teacher,
+                student,
+                config,
+                mode=mode,
+                parts=parts,
+                seed=seed,
+                description=f"{setting}, seed {seed}",
+            )
             tasks[setting, seed] = task
-            rows.append({"setting": setting, "seed": seed, "branch": branch, "first_task_top1": first.top1} | convergence(task, target))
+            rows.append(
+                {"setting": setting, "seed": seed, "branch": branch, "first_task_top1": first.top1}
+                | convergence(task, target)
+            )
     return rows, tasks
 
 
 def mean_curve(runs: Sequence[Sequence[Mapping]], value: Callable[[Mapping], float]) -> list[dict]:
     """Mean, lowest and highest of a value over runs of one length: rows `at` (1, 2, ...), `mean`, `low`, `high`, as `plots.bands` draws them."""
     table = [[value(row) for row in rows] for rows in zip(*runs, strict=True)]
-    return [{"at": at, "mean": sum(values) / len(values), "low": min(values), "high": max(values)} for at, values in enumerate(table, start=1)]
+    return [
+        {"at": at, "mean": sum(values) / len(values), "low": min(values), "high": max(values)}
+        for at, values in enumerate(table, start=1)
+    ]

@@ -41,6 +41,7 @@ _VERSIONS = ("torch", "torchvision", "numpy", "scipy", "diffusers", "accelerate"
 
 # --- provenance ----------------------------------------------------------------------------------------------------------------
 
+
 def versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "kdnb": kdnb.__version__}
     for name in _VERSIONS:
@@ -54,7 +55,11 @@ def versions() -> dict[str, str]:
 def hardware() -> dict[str, Any]:
     """Processor, cores, memory (GiB) and GPUs."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30 if hasattr(os, "sysconf") else None
-    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    gpus = (
+        [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+        if torch.cuda.is_available()
+        else []
+    )
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
@@ -76,8 +81,11 @@ def _processor() -> str:
 
 def git_commit() -> str:
     """Short commit of the checkout, with `+` where files differ from it; `unknown` outside a checkout."""
+
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", str(PROJECT), *arguments], capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(PROJECT), *arguments], capture_output=True, text=True, timeout=20, check=True
+        ).stdout.strip()
 
     try:
         dirty = git("status", "--porcelain", "--untracked-files=no", "--", "kdnb")
@@ -87,6 +95,7 @@ def git_commit() -> str:
 
 
 # --- the run itself ------------------------------------------------------------------------------------------------------------
+
 
 class Run:
     """What a notebook writes to; made by `start_run`."""
@@ -177,9 +186,13 @@ def _file_name(name: str) -> str:
 
 def _check_device(device: str) -> None:
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"device {device} was asked for and torch sees no CUDA device here; use device=cpu, or a profile made for it")
+        raise InputError(
+            f"device {device} was asked for and torch sees no CUDA device here; use device=cpu, or a profile made for it"
+        )
     if device.startswith("cuda:") and int(device[5:]) >= torch.cuda.device_count():
-        raise InputError(f"device {device} was asked for and there are {torch.cuda.device_count()} CUDA devices, numbered from 0")
+        raise InputError(
+            f"device {device} was asked for and there are {torch.cuda.device_count()} CUDA devices, numbered from 0"
+        )
     if device == "mps" and not torch.backends.mps.is_available():
         raise InputError("device mps was asked for and torch sees no Metal device here; use device=cpu")
 
@@ -211,6 +224,8 @@ def start_run(notebook: str, parameters: Mapping, profile: str | None = None) ->
         commit=git_commit(),
         started=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    print(f"{notebook} ({profile} profile, seed {run.seed}): kdnb {kdnb.__version__}, torch {torch.__version__}, "
-          f"{run.device} with {torch.get_num_threads()} thread(s), commit {run.record['commit']}")
+    print(
+        f"{notebook} ({profile} profile, seed {run.seed}): kdnb {kdnb.__version__}, torch {torch.__version__}, "
+        f"{run.device} with {torch.get_num_threads()} thread(s), commit {run.record['commit']}"
+    )
     return run

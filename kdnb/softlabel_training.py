@@ -60,11 +60,17 @@ class ReplaySplit:
 
     def __post_init__(self):
         if len(self.store) != len(self.images) or len(self.labels) != len(self.images):
-            raise InputError(f"store, images and labels must belong together, got {len(self.store)}, {len(self.images)} and {len(self.labels)}")
+            raise InputError(
+                f"store, images and labels must belong together, got {len(self.store)}, {len(self.images)} and {len(self.labels)}"
+            )
         if not 1 <= self.num_draw <= self.store.num_crops:
-            raise InputError(f"num_draw must lie between 1 and the {self.store.num_crops} stored crops, got {self.num_draw}")
+            raise InputError(
+                f"num_draw must lie between 1 and the {self.store.num_crops} stored crops, got {self.num_draw}"
+            )
         if self.mix is not None and (not 0 <= self.mix <= 1 or self.num_draw < 2):
-            raise InputError(f"SelfMix needs 0 <= mix <= 1 and at least 2 crops of an image, got mix = {self.mix}, num_draw = {self.num_draw}")
+            raise InputError(
+                f"SelfMix needs 0 <= mix <= 1 and at least 2 crops of an image, got mix = {self.mix}, num_draw = {self.num_draw}"
+            )
         if self.thresholds is not None and not bool(self.useful().any()):
             raise InputError(f"thresholds {tuple(self.thresholds)[:3]} discard every stored crop")
 
@@ -88,12 +94,14 @@ class ReplaySplit:
     def epoch(self, seed: int, epoch: int, batch_size: int, steps: range) -> Iterator[tuple[Tensor, Tensor]]:
         """Crops (B, C, size, size) and targets (B, K) of some steps of a pass; targets of zeros mark crops that do not count."""
         if batch_size % self.num_draw:
-            raise InputError(f"batch_size must be a multiple of the {self.num_draw} crops drawn of each image, got {batch_size}")
+            raise InputError(
+                f"batch_size must be a multiple of the {self.num_draw} crops drawn of each image, got {batch_size}"
+            )
         order = torch.randperm(len(self.images), generator=generator_for(seed, "order", epoch)).to(self.device)
         useful = None if self.thresholds is None else self.useful()
         count = batch_size // self.num_draw
         for step in steps:
-            chosen = order[step * count: (step + 1) * count]
+            chosen = order[step * count : (step + 1) * count]
             generator = generator_for(seed, "crops", epoch, step)
             crops, targets = self._draw(chosen, useful, generator)
             if self.mix is not None:
@@ -115,7 +123,9 @@ class ReplaySplit:
             labels = self.labels[chosen][:, None].expand_as(positions)
             targets, keep = ferkd_targets(targets, labels, low, middle, top, smoothing)
             targets = targets * keep[..., None]
-        return replay_crops(self.images[chosen], self.store.boxes[rows, positions], self.store.flips[rows, positions], self.size), targets
+        return replay_crops(
+            self.images[chosen], self.store.boxes[rows, positions], self.store.flips[rows, positions], self.size
+        ), targets
 
 
 def stored_confidence(store: LabelStore, batch: int = 1000) -> Tensor:
@@ -145,12 +155,15 @@ class StoredLabels(Method):
 
     def forward(self, student, teacher, labels, epoch) -> dict[str, Tensor]:
         if not labels.is_floating_point():
-            raise InputError("StoredLabels trains on distributions (B, K), as a ReplaySplit gives them, not on class ids")
+            raise InputError(
+                "StoredLabels trains on distributions (B, K), as a ReplaySplit gives them, not on class ids"
+            )
         return {"soft": soft_cross_entropy(student.logits, labels, self.temperature, keep=labels.sum(1) > 0.5)}
 
 
-def distil_from_store(student: str, split: ReplaySplit, data: Dataset, recipe: Recipe, *, seed: int = 0,
-                      folder: Path | None = None) -> tuple[nn.Module, Fit]:
+def distil_from_store(
+    student: str, split: ReplaySplit, data: Dataset, recipe: Recipe, *, seed: int = 0, folder: Path | None = None
+) -> tuple[nn.Module, Fit]:
     """A student of stored labels: first weights as everywhere else, `fit` on the split, measured on the test images.
 
     Args:
@@ -162,10 +175,14 @@ def distil_from_store(student: str, split: ReplaySplit, data: Dataset, recipe: R
         InputError: epochs that are no multiple of `num_draw`, and what `fit` refuses.
     """
     if recipe.epochs % split.num_draw:
-        raise InputError(f"epochs must be a multiple of the {split.num_draw} crops that a pass shows of each image, got {recipe.epochs}")
+        raise InputError(
+            f"epochs must be a multiple of the {split.num_draw} crops that a pass shows of each image, got {recipe.epochs}"
+        )
     net = fresh(student, data, seed)
     recipe = replace(recipe, epochs=recipe.epochs // split.num_draw, crop_padding=0, flip=False)
-    return net, fit(net, split, data.test, recipe, method=StoredLabels(), seed=seed, folder=folder, description="stored labels")
+    return net, fit(
+        net, split, data.test, recipe, method=StoredLabels(), seed=seed, folder=folder, description="stored labels"
+    )
 
 
 def forward_cost(model: nn.Module, image_shape: Sequence[int]) -> int:

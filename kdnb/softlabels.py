@@ -57,7 +57,9 @@ class LabelStore:
         indices, probs = (None if part is None else part[images[:, None], crops] for part in (self.indices, self.probs))
         return restore_labels(CompressedLabels(indices, probs), self.mode, self.num_classes)
 
-    def draw(self, images: Tensor, num_draw: int = 4, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def draw(
+        self, images: Tensor, num_draw: int = 4, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """`num_draw` of the stored crops of each image, without replacement.
 
         Args:
@@ -72,11 +74,14 @@ class LabelStore:
         if not 1 <= num_draw <= self.num_crops:
             raise InputError(f"num_draw must lie between 1 and the {self.num_crops} stored crops, got {num_draw}")
         keys = torch.rand(len(images), self.num_crops, generator=generator)
-        crops = keys.topk(num_draw, dim=1).indices.to(images.device)  # the m largest of M random keys: a uniform subset, no permutation
+        crops = keys.topk(num_draw, dim=1).indices.to(
+            images.device
+        )  # the m largest of M random keys: a uniform subset, no permutation
         return self.boxes[images[:, None], crops], self.flips[images[:, None], crops], self.labels(images, crops)
 
 
 # --- making --------------------------------------------------------------------------------------------------------------------
+
 
 def make_store(
     folder: Path,
@@ -119,18 +124,36 @@ def make_store(
     Source: Shen and Xing, ECCV 2022 (FKD). Deviations: no crop is lost where M is not a multiple of the batch; no pickles.
     """
     parse_mode(mode)
-    if len(images) < 1 or not images.is_floating_point() or min(num_crops, batch_size, images_per_shard) < 1 or not temperature > 0:
-        raise InputError("a label store needs float images, num_crops, batch_size and images_per_shard >= 1 and temperature > 0, got "
-                         f"{len(images)} images of {images.dtype}, {num_crops}, {batch_size}, {images_per_shard}, {temperature}")
+    if (
+        len(images) < 1
+        or not images.is_floating_point()
+        or min(num_crops, batch_size, images_per_shard) < 1
+        or not temperature > 0
+    ):
+        raise InputError(
+            "a label store needs float images, num_crops, batch_size and images_per_shard >= 1 and temperature > 0, got "
+            f"{len(images)} images of {images.dtype}, {num_crops}, {batch_size}, {images_per_shard}, {temperature}"
+        )
     folder, size = Path(folder), size or images.shape[-1]
-    recipe = {"images": state_hash({"images": images}), "teacher": state_hash(teacher.state_dict()), "mode": mode, "num_crops": num_crops,
-              "size": size, "scale": list(scale), "ratio": list(ratio), "flip": flip, "temperature": temperature, "half": half, "seed": seed,
-              "images_per_shard": images_per_shard}
+    recipe = {
+        "images": state_hash({"images": images}),
+        "teacher": state_hash(teacher.state_dict()),
+        "mode": mode,
+        "num_crops": num_crops,
+        "size": size,
+        "scale": list(scale),
+        "ratio": list(ratio),
+        "flip": flip,
+        "temperature": temperature,
+        "half": half,
+        "seed": seed,
+        "images_per_shard": images_per_shard,
+    }
     key, shards, num_classes = recipe_key(recipe), [], None
     for number in progress(range(-(-len(images) // images_per_shard)), "soft labels"):
         shard = _finished(folder, number, key)
         if shard is None:
-            part = images[number * images_per_shard: (number + 1) * images_per_shard]
+            part = images[number * images_per_shard : (number + 1) * images_per_shard]
             boxes, flips = _draw_crops(part, recipe, generator_for(seed, "soft labels", number))
             shard = {"recipe": key, **_ask(part, teacher, boxes, flips, recipe, batch_size)}
             save_state(_shard_path(folder, number), shard, _purpose(number))
@@ -144,7 +167,9 @@ def make_store(
 def _draw_crops(images: Tensor, recipe: dict, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Boxes (N, M, 4) and flips (N, M) on the CPU."""
     N, M = len(images), recipe["num_crops"]
-    boxes = random_boxes(N * M, *images.shape[-2:], tuple(recipe["scale"]), tuple(recipe["ratio"]), generator).view(N, M, 4)
+    boxes = random_boxes(N * M, *images.shape[-2:], tuple(recipe["scale"]), tuple(recipe["ratio"]), generator).view(
+        N, M, 4
+    )
     flips = torch.rand(N, M, generator=generator) < 0.5
     return boxes, flips & recipe["flip"]
 
@@ -162,10 +187,17 @@ def _ask(images: Tensor, teacher: nn.Module, boxes: Tensor, flips: Tensor, recip
         num_classes = logits.shape[1]
         parts.append(compress_labels((logits / recipe["temperature"]).softmax(-1), recipe["mode"]))
     teacher.train(training)
-    indices, probs = (None if field[0] is None else torch.cat(field).cpu().view(*flips.shape, -1) for field in zip(*parts, strict=True))
-    return {"num_classes": num_classes, "boxes": boxes, "flips": flips,
-            "indices": None if indices is None else indices.int(),
-            "probs": probs.half() if probs is not None and recipe["half"] else probs}
+    indices, probs = (
+        None if field[0] is None else torch.cat(field).cpu().view(*flips.shape, -1)
+        for field in zip(*parts, strict=True)
+    )
+    return {
+        "num_classes": num_classes,
+        "boxes": boxes,
+        "flips": flips,
+        "indices": None if indices is None else indices.int(),
+        "probs": probs.half() if probs is not None and recipe["half"] else probs,
+    }
 
 
 def _finished(folder: Path, number: int, key: str) -> dict | None:
@@ -178,6 +210,7 @@ def _finished(folder: Path, number: int, key: str) -> dict | None:
 
 
 # --- reading -------------------------------------------------------------------------------------------------------------------
+
 
 def open_store(folder: Path, images: Tensor, device: torch.device | str = "cpu") -> LabelStore:
     """Read a store whole and verify it.
@@ -199,7 +232,9 @@ def open_store(folder: Path, images: Tensor, device: torch.device | str = "cpu")
     except (KeyError, IndexError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"the index of the label store {folder.name} was not written by this program: {error}; make the store anew") from error
+        raise InputError(
+            f"the index of the label store {folder.name} was not written by this program: {error}; make the store anew"
+        ) from error
     fields = {name: None if part is None else part.to(device) for name, part in fields.items()}
     return LabelStore(recipe["mode"], num_classes, **fields, recipe=recipe)
 
@@ -209,16 +244,24 @@ def _read_shards(folder: Path, index: dict, images: Tensor) -> dict[str, Tensor 
     recipe, found = index["recipe"], state_hash({"images": images})
     parse_mode(recipe["mode"])
     if recipe["images"] != found:
-        raise InputError(f"the label store {folder.name} was made for other images (hash {recipe['images']}, these have {found})")
+        raise InputError(
+            f"the label store {folder.name} was made for other images (hash {recipe['images']}, these have {found})"
+        )
     shards = []
     for number, entry in enumerate(index["shards"]):
         shard = load_state(_shard_path(folder, number))
         if not isinstance(shard, dict) or not {*_FIELDS} <= {*shard} or _shard_hash(shard) != entry["hash"]:
-            raise InputError(f"{_shard_path(folder, number).name} is not the one the index of {folder.name} names; make the store anew")
+            raise InputError(
+                f"{_shard_path(folder, number).name} is not the one the index of {folder.name} names; make the store anew"
+            )
         shards.append(shard)
-    fields = {name: None if shards[0][name] is None else torch.cat([shard[name] for shard in shards]) for name in _FIELDS}
+    fields = {
+        name: None if shards[0][name] is None else torch.cat([shard[name] for shard in shards]) for name in _FIELDS
+    }
     if len(fields["boxes"]) != len(images):
-        raise InputError(f"the label store {folder.name} holds labels of {len(fields['boxes'])} images, not of {len(images)}")
+        raise InputError(
+            f"the label store {folder.name} holds labels of {len(fields['boxes'])} images, not of {len(images)}"
+        )
     return fields
 
 
@@ -228,7 +271,9 @@ def _read_index(folder: Path) -> dict:
         index = json.loads((folder / "index.json").read_bytes())
         whole, given = index.pop("sha256") == _digest(index), index["format"]
     except OSError as error:
-        raise InputError(f"{folder.name} holds no finished label store (no index.json); make it with `make_store`") from error
+        raise InputError(
+            f"{folder.name} holds no finished label store (no index.json); make it with `make_store`"
+        ) from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{damaged}: {error}; make the store anew") from error
     if not whole:
@@ -256,8 +301,16 @@ def _shard_hash(shard: dict) -> str:
 
 # --- training ------------------------------------------------------------------------------------------------------------------
 
-def replay_epoch(store: LabelStore, images: Tensor, size: int, num_draw: int = 4, batch_size: int = 256, seed: int = 0,
-                 epoch: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+
+def replay_epoch(
+    store: LabelStore,
+    images: Tensor,
+    size: int,
+    num_draw: int = 4,
+    batch_size: int = 256,
+    seed: int = 0,
+    epoch: int = 0,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Batches of one pass over the images with m crops of each; order and crops are functions of (seed, epoch).
 
     A pass shows each image m times and counts as m epochs of ordinary training.

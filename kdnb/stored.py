@@ -20,10 +20,12 @@ _PATH = re.compile(r"(?<![\w.:/])/(?:home|Users|root|tmp|usr|var|opt|mnt|private
 def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """A copy without injected cells, run-time metadata and times; execution counts are 1, 2, ... in order."""
     notebook = nbformat.from_dict(notebook)
-    notebook.metadata = nbformat.from_dict({
-        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-        "language_info": {"name": "python"},
-    })
+    notebook.metadata = nbformat.from_dict(
+        {
+            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+            "language_info": {"name": "python"},
+        }
+    )
     notebook.cells = [cell for cell in notebook.cells if not _is_injected(cell)]
     count = 0
     for cell in notebook.cells:
@@ -75,7 +77,9 @@ def record(name: str) -> Outcome:
     """
     planned = plan(name, "quick")
     if planned.changed:
-        raise InputError(f"params/quick/{planned.notebook}.yaml and the notebook's defaults differ in {', '.join(planned.changed)}")
+        raise InputError(
+            f"params/quick/{planned.notebook}.yaml and the notebook's defaults differ in {', '.join(planned.changed)}"
+        )
     before = planned.path.read_bytes()
     outcome = run_notebook(planned)
     if outcome.status != "ok":

@@ -9,8 +9,16 @@ from torch import Tensor, nn
 from kdnb.randomness import generator_for
 
 
-def student_phase(student: nn.Module, optimizer: torch.optim.Optimizer, loss: Callable[[torch.Generator], Tensor], *, steps: int, rate: float,
-                  seed: int, epoch: int) -> float:
+def student_phase(
+    student: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss: Callable[[torch.Generator], Tensor],
+    *,
+    steps: int,
+    rate: float,
+    seed: int,
+    epoch: int,
+) -> float:
     """Train the student for one round; what it sees is a function of (seed, epoch, step).
 
     Args:
@@ -35,5 +43,7 @@ def student_phase(student: nn.Module, optimizer: torch.optim.Optimizer, loss: Ca
         total += value.detach()
     mean = (total / steps).item()
     if not math.isfinite(mean):
-        raise FloatingPointError(f"the student's loss became infinite or NaN in round {epoch + 1}; the last checkpoint is from before. Lower lr.")
+        raise FloatingPointError(
+            f"the student's loss became infinite or NaN in round {epoch + 1}; the last checkpoint is from before. Lower lr."
+        )
     return mean

@@ -18,8 +18,16 @@ from kdnb.samplers.cadr import Guidance, GuidanceConfig
 from kdnb.samplers.diffusion import Samples, sample
 
 
-def trained_prior(data: Dataset, *, steps: int, batch_size: int, lr: float, seed: int = 0, architecture: str = "compact_unet",
-                  folder: str = "") -> tuple[DiffusionPrior, list[float]]:
+def trained_prior(
+    data: Dataset,
+    *,
+    steps: int,
+    batch_size: int,
+    lr: float,
+    seed: int = 0,
+    architecture: str = "compact_unet",
+    folder: str = "",
+) -> tuple[DiffusionPrior, list[float]]:
     """A diffusion prior of the data set's *public* images and its loss by step; trained once per recipe, then taken from the cache.
 
     Args:
@@ -30,13 +38,23 @@ def trained_prior(data: Dataset, *, steps: int, batch_size: int, lr: float, seed
     device = data.public.device
     if folder:
         return load_prior(Path(folder)).to(device), []
-    recipe = {"architecture": architecture, "dataset": data.name, "image_size": data.image_size, "data": data.hashes["public"],
-              "steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
+    recipe = {
+        "architecture": architecture,
+        "dataset": data.name,
+        "image_size": data.image_size,
+        "data": data.hashes["public"],
+        "steps": steps,
+        "batch_size": batch_size,
+        "lr": lr,
+        "seed": seed,
+    }
 
     def make(progress_folder: Path) -> dict:
         seed_everything(seed)
         model = build_prior(architecture, data.channels, data.image_size)
-        fit = train_prior(model, data.public.images, steps=steps, batch_size=batch_size, lr=lr, seed=seed, folder=progress_folder)
+        fit = train_prior(
+            model, data.public.images, steps=steps, batch_size=batch_size, lr=lr, seed=seed, folder=progress_folder
+        )
         return {"model": model.state_dict(), "losses": fit.losses}
 
     state = artifact("prior", recipe, make)
@@ -45,15 +63,39 @@ def trained_prior(data: Dataset, *, steps: int, batch_size: int, lr: float, seed
     return DiffusionPrior(model).to(device), state["losses"].tolist()
 
 
-def draw(prior: DiffusionPrior, labels: Tensor, image_shape: tuple[int, int, int], *, teacher: nn.Module | None = None,
-         guidance: GuidanceConfig | None = None, solver: str = "ddim", num_steps: int = 50, seed: int = 0, trace: bool = False,
-         on_step: Callable[[int, int, Tensor], None] | None = None) -> Samples:
+def draw(
+    prior: DiffusionPrior,
+    labels: Tensor,
+    image_shape: tuple[int, int, int],
+    *,
+    teacher: nn.Module | None = None,
+    guidance: GuidanceConfig | None = None,
+    solver: str = "ddim",
+    num_steps: int = 50,
+    seed: int = 0,
+    trace: bool = False,
+    on_step: Callable[[int, int, Tensor], None] | None = None,
+) -> Samples:
     """One image per label, guided by the teacher if `guidance` is given. The same seed means the same initial noise in every setting."""
-    noise = torch.randn(len(labels), *image_shape, generator=generator_for(seed, "initial noise", device=labels.device), device=labels.device)
+    noise = torch.randn(
+        len(labels),
+        *image_shape,
+        generator=generator_for(seed, "initial noise", device=labels.device),
+        device=labels.device,
+    )
     guide = Guidance(teacher, guidance) if guidance is not None else None
     try:
-        found = sample(prior, labels, image_shape, guidance=guide, solver=solver, num_steps=num_steps, initial_noise=noise, trace=trace,
-                       on_step=on_step)
+        found = sample(
+            prior,
+            labels,
+            image_shape,
+            guidance=guide,
+            solver=solver,
+            num_steps=num_steps,
+            initial_noise=noise,
+            trace=trace,
+            on_step=on_step,
+        )
     finally:
         if guide is not None:
             guide.close()
@@ -113,12 +155,18 @@ def inception_features(images: Tensor, weights: Path, batch_size: int = 64) -> T
     from kdnb.errors import InputError
 
     if not Path(weights).is_file():
-        raise InputError(f"Inception weights {Path(weights).name} not found; FID with Inception features needs torch-fidelity's file")
+        raise InputError(
+            f"Inception weights {Path(weights).name} not found; FID with Inception features needs torch-fidelity's file"
+        )
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ImportError as error:
         raise InputError("Inception features need the extra `fid`: uv sync --extra fid") from error
-    network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(weights)).to(images.device).eval()
+    network = (
+        FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(weights))
+        .to(images.device)
+        .eval()
+    )
     pixels = ((images.expand(-1, 3, -1, -1).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     with torch.inference_mode():
         return torch.cat([network(part)[0] for part in pixels.split(batch_size)]).clone()

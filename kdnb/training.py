@@ -91,7 +91,9 @@ def fit(
         teacher.to(device, memory_format=memory_format)
     forward = torch.compile(student) if recipe.compile else student
     parameters = [*student.parameters(), *method.parameters()]
-    optimizer = torch.optim.SGD(parameters, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov)
+    optimizer = torch.optim.SGD(
+        parameters, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov
+    )
     scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
     averaged = _averaged(student, method, recipe.ema_decay) if recipe.ema_decay else None
     parts = {"student": student, "method": method, "optimizer": optimizer, "scaler": scaler, "averaged": averaged}
@@ -138,7 +140,11 @@ def fit(
 
         _stop_if_not_finite(position.sums, description)
         row = {"epoch": epoch + 1, "lr": learning_rate(recipe, (epoch + 1) * steps_per_epoch - 1, steps_per_epoch)}
-        row |= {f"train_{name}": (value / steps_per_epoch).item() for name, value in position.sums.items() if name != "_bad_step"}
+        row |= {
+            f"train_{name}": (value / steps_per_epoch).item()
+            for name, value in position.sums.items()
+            if name != "_bad_step"
+        }
         if (epoch + 1) % recipe.eval_every == 0 or epoch + 1 == recipe.epochs:
             judged, by = averaged.module if averaged is not None else (student, method)
             row |= evaluate(judged, test, getattr(by, "predict", None))
@@ -170,10 +176,17 @@ def _check_fit(train: Split, method: nn.Module, teacher: nn.Module | None, recip
 
 def _check_layout(student: nn.Module, recipe: Recipe, device: torch.device) -> None:
     """torch 2.15 on a CPU kills the process in the backward pass of a narrow 1 x 1 convolution with stride in channels_last."""
-    narrow = any(isinstance(module, nn.Conv2d) and module.in_channels < 8 and module.kernel_size == (1, 1) and module.stride != (1, 1)
-                 for module in student.modules())
+    narrow = any(
+        isinstance(module, nn.Conv2d)
+        and module.in_channels < 8
+        and module.kernel_size == (1, 1)
+        and module.stride != (1, 1)
+        for module in student.modules()
+    )
     if narrow and recipe.layout == "channels_last" and device.type == "cpu":
-        raise InputError("layout must be contiguous for a student with stages under 8 channels on a CPU: channels_last crashes there")
+        raise InputError(
+            "layout must be contiguous for a student with stages under 8 channels on a CPU: channels_last crashes there"
+        )
 
 
 def _views(images: Tensor, recipe: Recipe, method: nn.Module, generator: torch.Generator) -> list[Tensor]:
@@ -204,13 +217,21 @@ def _teacher_features(teacher: nn.Module | None, views: list[Tensor], method: nn
 
 def _constants(features, with_maps: bool):
     if not with_maps:
-        return features._replace(logits=features.logits.clone(), pooled=features.pooled.clone(), feats=[], final_map=None)
+        return features._replace(
+            logits=features.logits.clone(), pooled=features.pooled.clone(), feats=[], final_map=None
+        )
     feats = [feature.clone() for feature in features.feats]
-    return features._replace(logits=features.logits.clone(), pooled=features.pooled.clone(), feats=feats, final_map=features.final_map.clone())
+    return features._replace(
+        logits=features.logits.clone(),
+        pooled=features.pooled.clone(),
+        feats=feats,
+        final_map=features.final_map.clone(),
+    )
 
 
 def _averaged(student: nn.Module, method: nn.Module, decay: float) -> AveragedModel:
     """Running averages of student and adapters. What is counted rather than measured (integer buffers) is copied, not averaged."""
+
     @torch.no_grad()
     def update(averages: list[Tensor], currents: list[Tensor], _) -> None:
         if averages[0].is_floating_point():
@@ -235,12 +256,16 @@ def _stop_if_not_finite(sums: dict[str, Tensor], description: str) -> None:
     step = int(sums.get("_bad_step", torch.tensor(-1)))
     if step >= 0:
         names = [name for name, value in sums.items() if not value.isfinite()]
-        raise FloatingPointError(f"{description}: {', '.join(names)} became infinite or NaN at step {step}; the last checkpoint is from before. "
-                                 "Lower lr, or clip gradients with clip_norm.")
+        raise FloatingPointError(
+            f"{description}: {', '.join(names)} became infinite or NaN at step {step}; the last checkpoint is from before. "
+            "Lower lr, or clip gradients with clip_norm."
+        )
 
 
 def _snapshot(position: Position, parts: dict[str, Any]) -> dict:
-    return {"position": dataclasses.asdict(position), "random": random_state()} | {name: part.state_dict() for name, part in parts.items()}
+    return {"position": dataclasses.asdict(position), "random": random_state()} | {
+        name: part.state_dict() for name, part in parts.items()
+    }
 
 
 def _restore(state: dict, parts: dict[str, Any]) -> Position:

@@ -57,8 +57,10 @@ class Recipe:
         check_name("precision", self.precision, PRECISIONS)
         check_name("layout", self.layout, LAYOUTS)
         if self.epochs < 1 or self.batch_size < 2 or self.lr <= 0 or self.eval_every < 1:
-            raise InputError(f"a recipe needs epochs >= 1, batch_size >= 2, lr > 0 and eval_every >= 1, got {self.epochs}, "
-                             f"{self.batch_size}, {self.lr}, {self.eval_every}")
+            raise InputError(
+                f"a recipe needs epochs >= 1, batch_size >= 2, lr > 0 and eval_every >= 1, got {self.epochs}, "
+                f"{self.batch_size}, {self.lr}, {self.eval_every}"
+            )
         if list(self.milestones) != sorted(set(self.milestones)):
             raise InputError(f"milestones must rise, got {list(self.milestones)}")
 

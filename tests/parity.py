@@ -48,7 +48,7 @@ class Golden:
 
     def under(self, prefix: str) -> dict[str, Tensor]:
         """The tensors whose name starts with `prefix`, without it: a state dict."""
-        return {key[len(prefix):]: value for key, value in self.tensors.items() if key.startswith(prefix)}
+        return {key[len(prefix) :]: value for key, value in self.tensors.items() if key.startswith(prefix)}
 
 
 def read(path: Path) -> Golden:

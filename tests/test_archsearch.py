@@ -38,7 +38,10 @@ def test_neighbours_differ_in_exactly_one_choice():
     neighbours = SPACE.neighbours(start)
     assert len(neighbours) == len(set(neighbours)) == 3 + 3 + 3
     for other in neighbours:
-        assert other in set(SPACE) and (other.depth != start.depth) + sum(a != b for a, b in zip(other.widths, start.widths, strict=True)) == 1
+        assert (
+            other in set(SPACE)
+            and (other.depth != start.depth) + sum(a != b for a, b in zip(other.widths, start.widths, strict=True)) == 1
+        )
 
 
 def test_evolution_finds_the_best_architecture():
@@ -67,12 +70,22 @@ def test_the_oldest_dies_even_if_it_is_the_best():
     history = evolve(first_is_best, SPACE, population=2, tournament=2, budget=40, seed=3)
     founder = history[0].architecture
     assert history[2].architecture in SPACE.neighbours(founder)  # it wins the only tournament it is alive for
-    assert history[3].architecture in SPACE.neighbours(history[1].architecture) + SPACE.neighbours(history[2].architecture)
+    assert history[3].architecture in SPACE.neighbours(history[1].architecture) + SPACE.neighbours(
+        history[2].architecture
+    )
 
 
 def test_nothing_above_the_cost_cap_is_ever_scored():
     asked = []
-    evolve(lambda architecture: asked.append(architecture) or _size(architecture), SPACE, 8, 4, 100, cost=_size, max_cost=50)
+    evolve(
+        lambda architecture: asked.append(architecture) or _size(architecture),
+        SPACE,
+        8,
+        4,
+        100,
+        cost=_size,
+        max_cost=50,
+    )
     assert asked and max(map(_size, asked)) <= 50
 
 
@@ -126,7 +139,9 @@ def _batch():
 def test_a_student_of_the_teachers_own_architecture_is_not_its_copy():
     score = diswot_scorer(lambda: Architecture(14, (8, 16, 16)).build(5, in_channels=1), *_batch(), 5, in_channels=1)
     own, other = score(Architecture(14, (8, 16, 16))), score(Architecture(8, (4, 8, 16)))
-    assert own < -0.01 and other < -0.01 and own != other  # equal weights would score 0 and win every search for no reason
+    assert (
+        own < -0.01 and other < -0.01 and own != other
+    )  # equal weights would score 0 and win every search for no reason
 
 
 def test_scores_do_not_depend_on_what_was_scored_before_nor_touch_the_global_random_state():
@@ -188,7 +203,9 @@ def test_parameters_are_counted_as_built():
 def test_rank_correlation_of_equal_reversed_and_tied_orders():
     assert rank_correlation([1, 2, 3], [0.1, 0.2, 0.3]) == pytest.approx(1)
     assert rank_correlation([1, 2, 3], [0.3, 0.2, 0.1]) == pytest.approx(-1)
-    assert rank_correlation([1, 2, 3, 4], [0.1, 0.1, 0.2, 0.2]) == pytest.approx(4 / (6 * 4) ** 0.5)  # 4 pairs agree, 2 are tied
+    assert rank_correlation([1, 2, 3, 4], [0.1, 0.1, 0.2, 0.2]) == pytest.approx(
+        4 / (6 * 4) ** 0.5
+    )  # 4 pairs agree, 2 are tied
     with pytest.raises(InputError, match="two or more"):
         rank_correlation([1], [1])
 
@@ -203,5 +220,7 @@ def test_an_architecture_is_distilled_once(tmp_path, monkeypatch):
     first = distil_architecture(*arguments, seed=1)
     monkeypatch.setattr(archsearch, "fit", None)
     again = distil_architecture(*arguments, seed=1)
-    assert again["top1"] == first["top1"] and all(torch.equal(first["student"][name], value) for name, value in again["student"].items())
+    assert again["top1"] == first["top1"] and all(
+        torch.equal(first["student"][name], value) for name, value in again["student"].items()
+    )
     assert first["parameters"] == parameter_count(arguments[0], 10, in_channels=1)

@@ -82,13 +82,18 @@ def test_random_counts_must_rise(model, test_split):
 
 def test_sources_are_compared_over_their_networks_and_repeats(tmp_path, model, test_split):
     sources = {"one": {"a": [images(0), images(1)], "b": [images(2)]}, "two": {"b": [images(2)]}}
-    curves, trails, summary = compare_sources({"one": model, "two": model}, sources, test_split, 4, max_flips=2, folder=tmp_path)
+    curves, trails, summary = compare_sources(
+        {"one": model, "two": model}, sources, test_split, 4, max_flips=2, folder=tmp_path
+    )
     attacks = [("one", "a", 0), ("one", "a", 1), ("one", "b", 0), ("two", "b", 0)]
     assert [(row["teacher"], row["source"], row["repeat"]) for row in summary] == attacks
     assert {(row["teacher"], row["source"]) for row in curves} == {("one", "a"), ("one", "b"), ("two", "b")}
     assert {"layer", "index", "bit", "before", "after"} <= set(trails[0])
     assert len(list(tmp_path.rglob("trail.safetensors"))) == len(attacks)
-    same = [[row["accuracy"] for row in curves if (row["teacher"], row["source"]) == (teacher, "b")] for teacher in ("one", "two")]
+    same = [
+        [row["accuracy"] for row in curves if (row["teacher"], row["source"]) == (teacher, "b")]
+        for teacher in ("one", "two")
+    ]
     assert same[0] == same[1]
 
 
@@ -108,7 +113,9 @@ def test_every_source_gives_images_of_the_data_sets_shape_and_range():
     torch.manual_seed(0)
     generator = ReusableGenerator(image_size=8, channels=1, latent_dim=6, width=4)
     pool = torch.rand(30, 1, 8, 8) * 2 - 1
-    found = attack_sources(data, fresh("resnet8w4", data, 0).eval(), FloatPrior(), generator, pool, count=10, repeats=2, seed=1)
+    found = attack_sources(
+        data, fresh("resnet8w4", data, 0).eval(), FloatPrior(), generator, pool, count=10, repeats=2, seed=1
+    )
     assert list(found) == ["real", "CADR", "pool", "reusable", "abandoned", "noise"]
     for name, batches in found.items():
         assert [tuple(images.shape) for images in batches] == [(10, 1, 8, 8)] * 2, name

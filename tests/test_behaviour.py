@@ -46,7 +46,11 @@ def test_a_teacher_that_cannot_decide_has_the_largest_entropy():
     nn.init.zeros_(net.head.weight)
     nn.init.zeros_(net.head.bias)
     row = describe(net, images())
-    assert row["entropy"] == pytest.approx(math.log(3)) and row["confidence"] == pytest.approx(1 / 3) and row["margin"] == pytest.approx(0, abs=1e-6)
+    assert (
+        row["entropy"] == pytest.approx(math.log(3))
+        and row["confidence"] == pytest.approx(1 / 3)
+        and row["margin"] == pytest.approx(0, abs=1e-6)
+    )
     assert row["sure"] == 0 and row["imbalance"] == pytest.approx(math.log(3))
 
 

@@ -57,8 +57,13 @@ def test_one_weight_is_a_sample_of_the_elbo_with_the_sampled_kl():
 def test_importance_estimates_rise_to_the_evidence_and_stay_below_it():
     model = vae(hidden=0)
     train_vae(model, IMAGES, IMAGES, epochs=5, batch_size=8)
-    evidence = ppca_log_evidence(IMAGES.flatten(1).double(), PPCA(*(part.double() for part in as_ppca(model)))).mean().item()
-    found = {count: value.mean().item() for count, value in importance_estimates(model, IMAGES, [1, 8, 512], repeats=8).items()}
+    evidence = (
+        ppca_log_evidence(IMAGES.flatten(1).double(), PPCA(*(part.double() for part in as_ppca(model)))).mean().item()
+    )
+    found = {
+        count: value.mean().item()
+        for count, value in importance_estimates(model, IMAGES, [1, 8, 512], repeats=8).items()
+    }
     assert found[1] < found[8] < found[512] < evidence + 1e-3
     assert found[512] == pytest.approx(evidence, abs=0.05)
 
@@ -66,7 +71,9 @@ def test_importance_estimates_rise_to_the_evidence_and_stay_below_it():
 def test_a_linear_vae_approaches_the_maximum_likelihood_of_ppca():
     factors = torch.randn(400, 2, generator=torch.Generator().manual_seed(2))
     directions = torch.randn(2, 16, generator=torch.Generator().manual_seed(3))
-    images = (factors @ directions + 0.3 * torch.randn(400, 16, generator=torch.Generator().manual_seed(4))).view(-1, 1, 4, 4)
+    images = (factors @ directions + 0.3 * torch.randn(400, 16, generator=torch.Generator().manual_seed(4))).view(
+        -1, 1, 4, 4
+    )
     torch.manual_seed(0)
     model = VAE((1, 4, 4), num_latents=2, hidden=0)
     rows = train_vae(model, images, images, epochs=60, batch_size=40, lr=3e-2)
@@ -100,10 +107,14 @@ def test_killed_training_resumes_bit_for_bit(stop, tmp_path, monkeypatch):
     with pytest.raises(Killed):
         train_vae(vae(), IMAGES, IMAGES[:7], epochs=2, batch_size=8, seed=3, folder=tmp_path)
     monkeypatch.undo()
-    resumed = vae(seed=9 if stop else 0)  # killed in the first step nothing is saved; later the checkpoint replaces every weight
+    resumed = vae(
+        seed=9 if stop else 0
+    )  # killed in the first step nothing is saved; later the checkpoint replaces every weight
     found = train_vae(resumed, IMAGES, IMAGES[:7], epochs=2, batch_size=8, seed=3, folder=tmp_path)
     assert found == expected
-    assert all(torch.equal(a, b) for a, b in zip(straight.state_dict().values(), resumed.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(straight.state_dict().values(), resumed.state_dict().values(), strict=True)
+    )
 
 
 def test_the_bound_on_pairs_rises_to_the_information_and_stays_below(tmp_path):
@@ -111,7 +122,9 @@ def test_the_bound_on_pairs_rises_to_the_information_and_stays_below(tmp_path):
     assert rows[0]["information"] == pytest.approx(-math.log(1 - 0.64))
     assert rows[0]["bound"] < rows[-1]["bound"] < rows[0]["information"] + 0.1
     assert rows[-1]["bound"] > 0.8 * rows[0]["information"]
-    assert vid_bound_on_pairs(0.8, num_pairs=2, steps=300, folder=tmp_path) == rows, "a finished call is read, not repeated"
+    assert vid_bound_on_pairs(0.8, num_pairs=2, steps=300, folder=tmp_path) == rows, (
+        "a finished call is read, not repeated"
+    )
 
 
 def test_layer_information_is_nothing_for_a_regressor_that_says_the_mean_and_more_for_one_that_looks():
@@ -119,7 +132,9 @@ def test_layer_information_is_nothing_for_a_regressor_that_says_the_mean_and_mor
     teacher = build("resnet8w4", num_classes=3, in_channels=1).eval()
     images = torch.randn(16, 1, 8, 8)
     method = methods.build("vid").bind(teacher, teacher, (1, 8, 8), 3, 16)
-    for regressor in method.regressors:  # identity: F^t is non-negative, so the ReLUs between the convolutions pass it on
+    for (
+        regressor
+    ) in method.regressors:  # identity: F^t is non-negative, so the ReLUs between the convolutions pass it on
         for conv in regressor.regressor[::2]:
             conv.weight.data = torch.eye(len(conv.weight))[..., None, None]
         regressor.log_scale.data.fill_(math.log(math.expm1(1e-3)))
@@ -131,10 +146,17 @@ def test_layer_information_is_nothing_for_a_regressor_that_says_the_mean_and_mor
     assert all(row["gain"] < 0 for row in layer_information(method, teacher, teacher, images))
 
 
-@pytest.mark.parametrize("call", [
-    lambda: VAE((1, 4, 4), num_latents=0), lambda: VAE((1, 4, 4), hidden=-1), lambda: train_vae(vae(), IMAGES[:3], IMAGES, epochs=1, batch_size=8),
-    lambda: train_vae(vae(), IMAGES, IMAGES, epochs=0), lambda: vid_bound_on_pairs(1.0), lambda: vid_bound_on_pairs(0.5, num_pairs=0),
-])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: VAE((1, 4, 4), num_latents=0),
+        lambda: VAE((1, 4, 4), hidden=-1),
+        lambda: train_vae(vae(), IMAGES[:3], IMAGES, epochs=1, batch_size=8),
+        lambda: train_vae(vae(), IMAGES, IMAGES, epochs=0),
+        lambda: vid_bound_on_pairs(1.0),
+        lambda: vid_bound_on_pairs(0.5, num_pairs=0),
+    ],
+)
 def test_bad_input_is_refused(call):
     with pytest.raises(InputError, match="got"):
         call()

@@ -12,7 +12,16 @@ from kdnb.models import build
 
 
 def test_every_kind_of_head_of_the_zoo_is_found(tmp_path):
-    for name in ("resnet8w4", "vgg8q", "wrn_16_1", "mobilenetv2", "shufflenetv1", "shufflenetv2", "mobilenetv1", "resnet18"):
+    for name in (
+        "resnet8w4",
+        "vgg8q",
+        "wrn_16_1",
+        "mobilenetv2",
+        "shufflenetv1",
+        "shufflenetv2",
+        "mobilenetv1",
+        "resnet18",
+    ):
         path = tmp_path / f"{name}.safetensors"
         save_state(path, {"model": build(name, 7).state_dict(), "history": [{"top1": 0.5}]})
         check_classes(path, 7, "data")
@@ -51,10 +60,22 @@ def framed(header: bytes, body: bytes = b"") -> bytes:
     return struct.pack("<Q", len(header)) + header + body
 
 
-@pytest.mark.parametrize("content", [
-    b"", b"\x80\x04.", framed(b"{"), framed(b"[]"), framed(b'"x"'), framed(b'{"a": 3}'), framed(b'{"a": {"data_offsets": []}}'),
-    framed(b'{"a": {"data_offsets": [0, "x"]}}'), struct.pack("<Q", 2**63) + b"{}", framed(b"\xff\xff"), struct.pack("<Q", 50) + b"{}",
-])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x80\x04.",
+        framed(b"{"),
+        framed(b"[]"),
+        framed(b'"x"'),
+        framed(b'{"a": 3}'),
+        framed(b'{"a": {"data_offsets": []}}'),
+        framed(b'{"a": {"data_offsets": [0, "x"]}}'),
+        struct.pack("<Q", 2**63) + b"{}",
+        framed(b"\xff\xff"),
+        struct.pack("<Q", 50) + b"{}",
+    ],
+)
 def test_files_of_another_kind_are_refused(tmp_path, content):
     path = tmp_path / "x.safetensors"
     path.write_bytes(content)
@@ -62,9 +83,16 @@ def test_files_of_another_kind_are_refused(tmp_path, content):
         read_header(path)
 
 
-@pytest.mark.parametrize("state", [
-    "{", "[" * 100_000, '{"$": "tensor", "name": "none"}', '{"$": "dict", "items": [[1]]}', '{"$": "dict", "items": 3}',
-])
+@pytest.mark.parametrize(
+    "state",
+    [
+        "{",
+        "[" * 100_000,
+        '{"$": "tensor", "name": "none"}',
+        '{"$": "dict", "items": [[1]]}',
+        '{"$": "dict", "items": 3}',
+    ],
+)
 def test_a_damaged_structure_is_refused(tmp_path, state):
     path = tmp_path / "x.safetensors"
     path.write_bytes(framed(json.dumps({"__metadata__": {"state": state}}).encode()))

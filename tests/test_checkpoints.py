@@ -32,8 +32,15 @@ def example_state() -> dict:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     model(torch.randn(4, 3)).sum().backward()
     optimizer.step()
-    return {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "history": [{"epoch": 1, "loss": 0.5}], "nothing": None,
-            "pair": (1, "two"), "flag": True, 7: "integer key"}
+    return {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "history": [{"epoch": 1, "loss": 0.5}],
+        "nothing": None,
+        "pair": (1, "two"),
+        "flag": True,
+        7: "integer key",
+    }
 
 
 def assert_equal(a, b) -> None:
@@ -147,8 +154,8 @@ def test_a_whole_state_of_another_kind_is_not_taken_for_a_checkpoint_or_an_artif
 def test_states_written_before_they_had_a_purpose_are_still_read():
     data = dump_state({"value": 1}, "x").replace(b'"purpose":', b'"comment":')
     blank = data.index(b'"sha256":"') + 10
-    data = data[:blank] + b"0" * 64 + data[blank + 64:]
-    data = data[:blank] + hashlib.sha256(data).hexdigest().encode() + data[blank + 64:]
+    data = data[:blank] + b"0" * 64 + data[blank + 64 :]
+    data = data[:blank] + hashlib.sha256(data).hexdigest().encode() + data[blank + 64 :]
     assert parse_state(data, "old", "anything") == {"value": 1}
 
 
@@ -160,7 +167,12 @@ def test_no_folder_means_nothing_is_kept():
 
 def test_the_state_hash_sees_names_values_shapes_and_types():
     base = {"a": torch.zeros(2, 3)}
-    others = [{"b": torch.zeros(2, 3)}, {"a": torch.ones(2, 3)}, {"a": torch.zeros(3, 2)}, {"a": torch.zeros(2, 3).double()}]
+    others = [
+        {"b": torch.zeros(2, 3)},
+        {"a": torch.ones(2, 3)},
+        {"a": torch.zeros(3, 2)},
+        {"a": torch.zeros(2, 3).double()},
+    ]
     hashes = {state_hash(state) for state in [base, *others]}
     assert len(hashes) == 5
     assert state_hash({"x": torch.ones(1), "a": torch.ones(2)}) == state_hash({"a": torch.ones(2), "x": torch.ones(1)})
@@ -235,7 +247,9 @@ def test_keyed_generators_depend_on_the_key_alone():
 
 
 def test_importing_the_package_loads_neither_torch_nor_diffusers():
-    code = ("import sys, kdnb, kdnb.data, kdnb.models, kdnb.methods, kdnb.errors\n"
-            "print([name for name in ('torch', 'diffusers', 'sklearn') if name in sys.modules])")
+    code = (
+        "import sys, kdnb, kdnb.data, kdnb.models, kdnb.methods, kdnb.errors\n"
+        "print([name for name in ('torch', 'diffusers', 'sklearn') if name in sys.modules])"
+    )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

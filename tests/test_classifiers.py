@@ -30,7 +30,9 @@ def test_a_network_is_trained_once_and_read_afterwards(data, tmp_path, monkeypat
         train_or_load("resnet8w4", data, RECIPE, seed=4)
 
 
-@pytest.mark.parametrize("changed", [{"recipe": dataclasses.replace(RECIPE, lr=0.03)}, {"split": "judge"}, {"model": "resnet8w8"}])
+@pytest.mark.parametrize(
+    "changed", [{"recipe": dataclasses.replace(RECIPE, lr=0.03)}, {"split": "judge"}, {"model": "resnet8w8"}]
+)
 def test_another_recipe_split_or_network_is_another_classifier(data, tmp_path, monkeypatch, changed):
     monkeypatch.setenv("KDNB_CACHE", str(tmp_path))
     base = {"model": "resnet8w4", "recipe": RECIPE, "split": "private"}
@@ -40,9 +42,15 @@ def test_another_recipe_split_or_network_is_another_classifier(data, tmp_path, m
 def test_fresh_weights_depend_on_the_seed_alone(data):
     one = fresh("resnet8w4", data, 1).state_dict()
     torch.rand(1)
-    assert state_hash(one) == state_hash(fresh("resnet8w4", data, 1).state_dict()) != state_hash(fresh("resnet8w4", data, 2).state_dict())
+    assert (
+        state_hash(one)
+        == state_hash(fresh("resnet8w4", data, 1).state_dict())
+        != state_hash(fresh("resnet8w4", data, 2).state_dict())
+    )
 
 
 def test_teachers_get_the_data_sets_own_recipe_and_augmentation(data):
     recipe = teacher_recipe(data, epochs=3)
-    assert recipe == dataclasses.replace(TEACHER_RECIPES["digits"], crop_padding=data.crop_padding, flip=False, epochs=3)
+    assert recipe == dataclasses.replace(
+        TEACHER_RECIPES["digits"], crop_padding=data.crop_padding, flip=False, epochs=3
+    )

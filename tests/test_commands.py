@@ -36,7 +36,7 @@ COMMANDS = [(page.name, command) for page in PAGES for command in commands(page)
 
 @pytest.mark.parametrize("page, command", COMMANDS)
 def test_every_command_in_the_docs_names_a_task_with_valid_options(page, command):
-    words = shlex.split(command[command.index("inv"):])[1:]
+    words = shlex.split(command[command.index("inv") :])[1:]
     if words[:1] in (["--list"], ["-l"], ["--help"]):
         return
     assert len(Parser(contexts=CONTEXTS).parse_argv(words)) == 1, "one task a line"
@@ -44,7 +44,9 @@ def test_every_command_in_the_docs_names_a_task_with_valid_options(page, command
 
 def test_the_search_finds_commands_and_the_parser_refuses_wrong_ones(tmp_path):
     page = tmp_path / "x.md"
-    page.write_text("text inv run\n\n    uv run inv run 01_teacher -p lr=1  # comment\n```\n$ KDNB_DATA=x uv run --extra ray inv all\ninvoke\n```\n")
+    page.write_text(
+        "text inv run\n\n    uv run inv run 01_teacher -p lr=1  # comment\n```\n$ KDNB_DATA=x uv run --extra ray inv all\ninvoke\n```\n"
+    )
     assert commands(page) == ["uv run inv run 01_teacher -p lr=1", "uv run --extra ray inv all"]
     for words in (["run", "x", "--no-such-option"], ["no_such_task"]):
         with pytest.raises(Exception, match="no[-_]such"):
@@ -64,13 +66,21 @@ def test_the_tasks_import_nothing_heavy():
 
 # --- bad input -----------------------------------------------------------------------------------------------------------------
 
+
 @pytest.fixture
 def call(tmp_path):
     """Run an invoke command with folders of its own; returns the finished process."""
+
     def run(*words):
-        folders = {"KDNB_NOTEBOOKS": str(FIXTURES), "KDNB_PARAMS": str(tmp_path / "params"), "KDNB_OUTPUTS": str(tmp_path / "outputs"),
-                   "KDNB_DATA": str(tmp_path / "data")}
-        return subprocess.run([sys.executable, "-m", "invoke", *words], cwd=ROOT, env=os.environ | folders, capture_output=True, text=True)
+        folders = {
+            "KDNB_NOTEBOOKS": str(FIXTURES),
+            "KDNB_PARAMS": str(tmp_path / "params"),
+            "KDNB_OUTPUTS": str(tmp_path / "outputs"),
+            "KDNB_DATA": str(tmp_path / "data"),
+        }
+        return subprocess.run(
+            [sys.executable, "-m", "invoke", *words], cwd=ROOT, env=os.environ | folders, capture_output=True, text=True
+        )
 
     (tmp_path / "params" / "standard").mkdir(parents=True)
     return run
@@ -83,30 +93,33 @@ def assert_refused(done, tmp_path, message):
     assert not (tmp_path / "outputs").exists()
 
 
-@pytest.mark.parametrize("words, message", [
-    ("run fin", "unknown notebook 'fin'; did you mean 'fine'"),
-    ("run fine --profile standrad", "unknown profile 'standrad'; did you mean 'standard'"),
-    ("run fine --profile standard", "profile standard has no parameters for fine"),
-    ("run fine -p epoch=3", "unknown parameter of fine 'epoch'; did you mean 'epochs'"),
-    ("run fine -p epochs", "name=value, got 'epochs'"),
-    ("run fine -p epochs=0", "epochs must be a whole number from 1"),
-    ("run fine -p epochs=yes", "epochs must be a whole number"),
-    ("run fine --limit never", "limit must be a number of seconds"),
-    ("run needs_data -p dataset=digit", "unknown dataset 'digit'; did you mean 'digits'"),
-    ("run needs_data -p teacher=resnet_8", "teacher: unknown model 'resnet_8'; did you mean 'resnet8'"),
-    ("run needs_data -p dataset=cifar10", "no complete copy of cifar10 found"),
-    ("run needs_data -p teacher_checkpoint=none.safetensors", "none.safetensors can't be read"),
-    ("all --profile standrad", "unknown profile"),
-    ("record -n fin", "unknown notebook 'fin'"),
-    ("report", "no runs of profile quick found"),
-    ("run nowhere --resume", "unknown run 'nowhere'"),
-    ("run ../x/y --resume", "there is no run folder"),
-    ("run x --resume -p epochs=3", "a resumed run keeps its parameters"),
-    ("compare a b", "unknown run 'a'"),
-    ("verify ../..", "is no run: runs are PROFILE/NOTEBOOK/RUN in the outputs"),
-    ("report --profile ../x", "name of a profile is made of"),
-    ("download digitz", "unknown data set to download 'digitz'"),
-])
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ("run fin", "unknown notebook 'fin'; did you mean 'fine'"),
+        ("run fine --profile standrad", "unknown profile 'standrad'; did you mean 'standard'"),
+        ("run fine --profile standard", "profile standard has no parameters for fine"),
+        ("run fine -p epoch=3", "unknown parameter of fine 'epoch'; did you mean 'epochs'"),
+        ("run fine -p epochs", "name=value, got 'epochs'"),
+        ("run fine -p epochs=0", "epochs must be a whole number from 1"),
+        ("run fine -p epochs=yes", "epochs must be a whole number"),
+        ("run fine --limit never", "limit must be a number of seconds"),
+        ("run needs_data -p dataset=digit", "unknown dataset 'digit'; did you mean 'digits'"),
+        ("run needs_data -p teacher=resnet_8", "teacher: unknown model 'resnet_8'; did you mean 'resnet8'"),
+        ("run needs_data -p dataset=cifar10", "no complete copy of cifar10 found"),
+        ("run needs_data -p teacher_checkpoint=none.safetensors", "none.safetensors can't be read"),
+        ("all --profile standrad", "unknown profile"),
+        ("record -n fin", "unknown notebook 'fin'"),
+        ("report", "no runs of profile quick found"),
+        ("run nowhere --resume", "unknown run 'nowhere'"),
+        ("run ../x/y --resume", "there is no run folder"),
+        ("run x --resume -p epochs=3", "a resumed run keeps its parameters"),
+        ("compare a b", "unknown run 'a'"),
+        ("verify ../..", "is no run: runs are PROFILE/NOTEBOOK/RUN in the outputs"),
+        ("report --profile ../x", "name of a profile is made of"),
+        ("download digitz", "unknown data set to download 'digitz'"),
+    ],
+)
 def test_bad_input_is_one_sentence_and_exit_code_2(call, tmp_path, words, message):
     assert_refused(call(*words.split()), tmp_path, message)
 
@@ -135,7 +148,12 @@ def test_a_good_run_prints_where_its_outputs_are_and_exits_with_0(call, tmp_path
 
 def test_a_failing_run_exits_with_the_code_of_its_ending(call, tmp_path):
     done = call("run", "raises")
-    assert done.returncode == 1 and "in cell [3]" in done.stderr and "RuntimeError: the reason" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 1
+        and "in cell [3]" in done.stderr
+        and "RuntimeError: the reason" in done.stderr
+        and "Traceback" not in done.stderr
+    )
     assert call("run", "dies").returncode == 4
     refused = call("run", "refuses")
     assert refused.returncode == 2 and refused.stderr.strip().splitlines()[-1] == "epochs must be odd, got 2"
@@ -143,16 +161,23 @@ def test_a_failing_run_exits_with_the_code_of_its_ending(call, tmp_path):
 
 # --- runs that exist -----------------------------------------------------------------------------------------------------------
 
+
 def test_a_run_is_resumed_compared_and_verified_by_its_name(call, tmp_path):
     assert call("run", "measures", "-p", "epochs=4").returncode == 1  # raises the first time
     (folder,) = (tmp_path / "outputs" / "quick" / "measures").iterdir()
     resumed = call("run", "--resume", folder.name)
     assert resumed.returncode == 0, resumed.stderr
-    assert [path.name for path in folder.parent.iterdir()] == [folder.name] and "report.html" in [path.name for path in folder.iterdir()]
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name] and "report.html" in [
+        path.name for path in folder.iterdir()
+    ]
     assert call("run", "measures", "-p", "seed=1").returncode == 0
     (other,) = (path for path in folder.parent.iterdir() if path.name != folder.name)
     compared = call("compare", folder.name, f"quick/measures/{other.name}")
-    assert compared.returncode == 1 and "top1: 0.4 | 1.2" in compared.stdout and "different, spread unknown" in compared.stdout
+    assert (
+        compared.returncode == 1
+        and "top1: 0.4 | 1.2" in compared.stdout
+        and "different, spread unknown" in compared.stdout
+    )
     assert call("compare", folder.name, folder.name).returncode == 0
     verified = call("verify", other.name)
     assert verified.returncode == 0 and "results: equal" in verified.stdout
@@ -160,20 +185,25 @@ def test_a_run_is_resumed_compared_and_verified_by_its_name(call, tmp_path):
 
 # --- the demo, with stand-ins for its four notebooks --------------------------------------------------------------------------
 
-DEMO_CELL = '''import os
+DEMO_CELL = """import os
 from kdnb import parameters
 from kdnb.recipes import run_folder
 
 p = parameters.collect(globals())
 folder = run_folder(os.environ["KDNB_PROFILE"], "{name}", p)
-(folder / "results.csv").write_text("notebook,metric,value,seed\\n" + "".join(f"{name},{{m}},0.5,{{p.seed}}\\n" for m in {metrics}))'''
+(folder / "results.csv").write_text("notebook,metric,value,seed\\n" + "".join(f"{name},{{m}},0.5,{{p.seed}}\\n" for m in {metrics}))"""
 
 
 def demo_notebooks(folder, metrics):
     import nbformat
 
     folder.mkdir()
-    shares = {"01_teacher": metrics[:1], "02_synthesis": metrics[-3:-1], "03_fast_ad": metrics[1:-3], "05_reusable_generator": metrics[-1:]}
+    shares = {
+        "01_teacher": metrics[:1],
+        "02_synthesis": metrics[-3:-1],
+        "03_fast_ad": metrics[1:-3],
+        "05_reusable_generator": metrics[-1:],
+    }
     for name, share in shares.items():
         parameters = nbformat.v4.new_code_cell("seed: int = 0  # seed", metadata={"tags": ["parameters"]})
         cell = nbformat.v4.new_code_cell(DEMO_CELL.format(name=name, metrics=share))
@@ -182,7 +212,11 @@ def demo_notebooks(folder, metrics):
 
 def demo(tmp_path, metrics):
     demo_notebooks(tmp_path / "own", metrics)
-    folders = {"KDNB_NOTEBOOKS": str(tmp_path / "own"), "KDNB_PARAMS": str(tmp_path / "params"), "KDNB_OUTPUTS": str(tmp_path / "outputs")}
+    folders = {
+        "KDNB_NOTEBOOKS": str(tmp_path / "own"),
+        "KDNB_PARAMS": str(tmp_path / "params"),
+        "KDNB_OUTPUTS": str(tmp_path / "outputs"),
+    }
     command = [sys.executable, "-m", "invoke", "demo", "--seed", "3"]
     return subprocess.run(command, cwd=ROOT, env=os.environ | folders, capture_output=True, text=True)
 

@@ -26,8 +26,15 @@ def outputs(tmp_path, monkeypatch):
 def make(seed, top1, table="", versions=None, lr=0.1, **metrics):
     folder = run_folder("quick", "demo", {"seed": seed, "lr": lr})
     folder.mkdir(parents=True)
-    write_record(folder / "run.json", {"parameters": {"seed": seed, "lr": lr}, "versions": versions or {"torch": "2"}, "started": f"at {seed}",
-                                       "teacher_hash": "abc"})
+    write_record(
+        folder / "run.json",
+        {
+            "parameters": {"seed": seed, "lr": lr},
+            "versions": versions or {"torch": "2"},
+            "started": f"at {seed}",
+            "teacher_hash": "abc",
+        },
+    )
     rows = "".join(f"demo,{name},{value},{seed}\n" for name, value in ({"top1": top1} | metrics).items())
     (folder / "results.csv").write_text("notebook,metric,value,seed\n" + rows)
     if table:
@@ -37,6 +44,7 @@ def make(seed, top1, table="", versions=None, lr=0.1, **metrics):
 
 
 # --- the rule ------------------------------------------------------------------------------------------------------------------
+
 
 def test_the_prediction_interval_is_the_textbook_one():
     values = [0.90, 0.92, 0.94, 0.96]  # mean 0.93, s = sqrt(0.002 / 3)
@@ -104,6 +112,7 @@ def test_damaged_or_unfinished_runs_are_not_compared():
 
 
 # --- verify --------------------------------------------------------------------------------------------------------------------
+
 
 def test_a_run_that_comes_out_again_is_verified_and_leaves_nothing_behind(outputs):
     outcome = run_notebook(plan("measures", overrides={"seed": 3}))

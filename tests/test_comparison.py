@@ -7,7 +7,16 @@ import torch
 
 from kdnb import comparison
 from kdnb.classifiers import Trained
-from kdnb.comparison import Setting, compare, distil, one_at_a_time, paired_difference, student_recipe, summarize, teacher_for
+from kdnb.comparison import (
+    Setting,
+    compare,
+    distil,
+    one_at_a_time,
+    paired_difference,
+    student_recipe,
+    summarize,
+    teacher_for,
+)
 from kdnb.data import DATASETS
 from kdnb.data.tensors import Dataset, Split
 from kdnb.errors import InputError
@@ -29,7 +38,9 @@ def split(count, seed):
 def data(tmp_path, monkeypatch):
     monkeypatch.setenv("KDNB_CACHE", str(tmp_path))
     train, test = split(60, 0), split(40, 1)
-    return Dataset("digits", DATASETS["digits"], 8, private=train, public=Split(train.images), judge=train, train=train, test=test)
+    return Dataset(
+        "digits", DATASETS["digits"], 8, private=train, public=Split(train.images), judge=train, train=train, test=test
+    )
 
 
 @pytest.fixture
@@ -44,17 +55,26 @@ def rows_of(values, setting="a"):
 
 # --- training ------------------------------------------------------------------------------------------------------------------
 
+
 def test_the_baselines_come_first_and_every_cell_has_a_row(data, teacher):
     rows = compare({"SimKD": Setting("simkd")}, "resnet8w4", teacher, data, RECIPE, [0, 5], omitted_class=3)
     assert [(row["setting"], row["seed"]) for row in rows] == [
-        ("student alone", 0), ("student alone", 5), ("plain KD", 0), ("plain KD", 5), ("SimKD", 0), ("SimKD", 5)]
+        ("student alone", 0),
+        ("student alone", 5),
+        ("plain KD", 0),
+        ("plain KD", 5),
+        ("SimKD", 0),
+        ("SimKD", 5),
+    ]
     assert [row["extra_parameters"] > 0 for row in rows] == [False] * 4 + [True] * 2
     assert rows[0]["omitted_top1"] == 0.0  # cross-entropy pushes a class it never sees below the others
     assert len({row["recipe"] for row in rows}) == 6 and {row["teacher"] for row in rows} == {"0123"}
 
 
 def test_measures_are_those_written_out_by_hand(data, teacher):
-    [row] = [row for row in compare({}, "resnet8w4", teacher, data, RECIPE, [0], omitted_class=3) if row["method"] == "kd"]
+    [row] = [
+        row for row in compare({}, "resnet8w4", teacher, data, RECIPE, [0], omitted_class=3) if row["method"] == "kd"
+    ]
     made = distil(Setting("kd"), "resnet8w4", teacher, data, RECIPE, seed=0, omitted_class=3)
     logits_s, logits_t = made.student(data.test.images), teacher.model(data.test.images)
     guess, labels = logits_s.argmax(1), data.test.labels
@@ -84,9 +104,16 @@ def test_a_finished_student_is_not_trained_again(data, teacher, monkeypatch):
     assert torch.equal(first.logits(data.test.images), second.logits(data.test.images)) and first.key == second.key
 
 
-@pytest.mark.parametrize("change", [
-    {"setting": Setting("kd", {"temperature": 2.0})}, {"setting": Setting("dkd")}, {"seed": 1}, {"omitted_class": 2}, {"student": "resnet8w8"},
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"setting": Setting("kd", {"temperature": 2.0})},
+        {"setting": Setting("dkd")},
+        {"seed": 1},
+        {"omitted_class": 2},
+        {"student": "resnet8w8"},
+    ],
+)
 def test_another_experiment_is_another_student(data, teacher, change):
     base = {"setting": Setting("kd"), "student": "resnet8w4", "teacher": teacher, "data": data, "recipe": RECIPE}
     assert distil(**base).key != distil(**base | change).key
@@ -94,13 +121,21 @@ def test_another_experiment_is_another_student(data, teacher, change):
 
 def test_the_student_alone_is_shared_by_all_teachers(data, teacher):
     other = Trained(teacher.model, teacher.history, "4567")
-    assert distil(Setting("ce"), "resnet8w4", teacher, data, RECIPE).key == distil(Setting("ce"), "resnet8w4", other, data, RECIPE).key
-    assert distil(Setting("kd"), "resnet8w4", teacher, data, RECIPE).key != distil(Setting("kd"), "resnet8w4", other, data, RECIPE).key
+    assert (
+        distil(Setting("ce"), "resnet8w4", teacher, data, RECIPE).key
+        == distil(Setting("ce"), "resnet8w4", other, data, RECIPE).key
+    )
+    assert (
+        distil(Setting("kd"), "resnet8w4", teacher, data, RECIPE).key
+        != distil(Setting("kd"), "resnet8w4", other, data, RECIPE).key
+    )
 
 
 def test_first_weights_and_first_batches_depend_on_the_seed_alone(data, teacher, monkeypatch):
     starts = []
-    monkeypatch.setattr(comparison, "fit", lambda net, *_, **__: starts.append(net.state_dict()["conv1.weight"].clone()) or 1 / 0)
+    monkeypatch.setattr(
+        comparison, "fit", lambda net, *_, **__: starts.append(net.state_dict()["conv1.weight"].clone()) or 1 / 0
+    )
     for setting in (Setting("ce"), Setting("simkd")):
         with pytest.raises(ZeroDivisionError):
             distil(setting, "resnet8w4", teacher, data, RECIPE, seed=3)
@@ -118,11 +153,18 @@ def test_a_teacher_from_a_checkpoint_is_measured_here(data, tmp_path):
 
 # --- refusals ------------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("setting", "message"), [
-    (Setting("kdd"), "unknown method 'kdd'"), (Setting("kd", {"beta": 2}), "unknown hyper-parameter of kd 'beta'"),
-    (Setting("sdd_kd", {"scales": [2, 4]}), "scales must begin with 1"), (Setting("sdd_kd", {"scales": [1, 3]}), "scales must be ascending"),
-    (Setting("fitnet", {"hint": 9}), "hint"), (Setting("kd", {"temperature": 0.0}), "temperature must be"),
-])
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (Setting("kdd"), "unknown method 'kdd'"),
+        (Setting("kd", {"beta": 2}), "unknown hyper-parameter of kd 'beta'"),
+        (Setting("sdd_kd", {"scales": [2, 4]}), "scales must begin with 1"),
+        (Setting("sdd_kd", {"scales": [1, 3]}), "scales must be ascending"),
+        (Setting("fitnet", {"hint": 9}), "hint"),
+        (Setting("kd", {"temperature": 0.0}), "temperature must be"),
+    ],
+)
 def test_a_bad_setting_is_refused_in_one_sentence(data, teacher, setting, message):
     with pytest.raises(InputError, match=message) as caught:
         distil(setting, "resnet8w4", teacher, data, RECIPE)
@@ -154,12 +196,15 @@ def test_a_loss_that_is_not_a_number_names_method_term_and_step(data, teacher):
 
 # --- statistics ----------------------------------------------------------------------------------------------------------------
 
+
 def test_the_paired_interval_is_the_one_computed_by_hand():
     """Differences 1, 2, 3: mean 2, s = 1, t(0.975, 2) = 4.302653, half width 4.302653 / sqrt(3)."""
     rows = rows_of({0: 5.0, 1: 7.0, 2: 9.0}) + rows_of({2: 6.0, 0: 4.0, 1: 5.0}, "b")
     found = paired_difference(rows, "a", "b")
     assert found.mean == 2 and found.n == 3
-    assert found.high - found.mean == pytest.approx(4.302652730 / math.sqrt(3)) and found.low + found.high == pytest.approx(4)
+    assert found.high - found.mean == pytest.approx(
+        4.302652730 / math.sqrt(3)
+    ) and found.low + found.high == pytest.approx(4)
 
 
 def test_pairing_removes_what_seeds_have_in_common():
@@ -187,16 +232,31 @@ def test_the_summary_has_means_and_deviations_of_what_was_measured():
 
 
 def test_milestones_choose_the_schedule_of_the_published_tables(data):
-    steps, cycle = student_recipe(data, [150, 180, 210], epochs=240, batch_size=64, lr=0.05), student_recipe(data, epochs=8, batch_size=64, lr=0.1)
-    assert (steps.schedule, steps.milestones, steps.lr_gamma, steps.nesterov) == ("multistep", (150, 180, 210), 0.1, False)
+    steps, cycle = (
+        student_recipe(data, [150, 180, 210], epochs=240, batch_size=64, lr=0.05),
+        student_recipe(data, epochs=8, batch_size=64, lr=0.1),
+    )
+    assert (steps.schedule, steps.milestones, steps.lr_gamma, steps.nesterov) == (
+        "multistep",
+        (150, 180, 210),
+        0.1,
+        False,
+    )
     assert (cycle.schedule, cycle.nesterov) == ("one_cycle", True)
 
 
 def test_one_hyper_parameter_is_changed_at_a_time():
     found = one_at_a_time(Setting("sdd_kd", {"warmup": 3}))
     assert {name: list(choices) for name, choices in found.items()} == {
-        "scales": ["1", "1,2", "1,2,4"], "temperature": ["2", "4", "8"], "kd_weight": ["0.3", "0.9", "2.7"]}
-    assert all(choice.hyper == {"warmup": 3, name: choice.hyper[name]} for name, choices in found.items() for choice in choices.values())
+        "scales": ["1", "1,2", "1,2,4"],
+        "temperature": ["2", "4", "8"],
+        "kd_weight": ["0.3", "0.9", "2.7"],
+    }
+    assert all(
+        choice.hyper == {"warmup": 3, name: choice.hyper[name]}
+        for name, choices in found.items()
+        for choice in choices.values()
+    )
     assert list(one_at_a_time(Setting("dkd"))) == ["temperature"] and one_at_a_time(Setting("ce")) == {}
 
 

@@ -80,7 +80,9 @@ def test_positions_reach_every_border():
 
 
 def test_where_no_box_fits_the_central_one_is_taken():
-    boxes = random_boxes(4, 2, 40, scale=(1.0, 1.0), generator=_draw())  # a full-area box of ratio 3/4 to 4/3 is higher than the image
+    boxes = random_boxes(
+        4, 2, 40, scale=(1.0, 1.0), generator=_draw()
+    )  # a full-area box of ratio 3/4 to 4/3 is higher than the image
     assert torch.allclose(boxes, torch.tensor([0.0, 18 / 40, 1.0, 3 / 40]).expand(4, 4))
 
 

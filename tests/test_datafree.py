@@ -15,7 +15,16 @@ from kdnb.samplers.cadr import GuidanceConfig
 from tests.samplers.test_cadr import GaussianPrior
 
 SHAPE = (1, 8, 8)
-CONFIG = OnlineConfig(epochs=4, images_per_epoch=12, student_steps=3, batch_size=8, buffer_size=20, lr=0.05, milestones=(2,), crop_padding=1)
+CONFIG = OnlineConfig(
+    epochs=4,
+    images_per_epoch=12,
+    student_steps=3,
+    batch_size=8,
+    buffer_size=20,
+    lr=0.05,
+    milestones=(2,),
+    crop_padding=1,
+)
 
 
 def network(seed: int) -> nn.Module:
@@ -24,7 +33,9 @@ def network(seed: int) -> nn.Module:
 
 
 def test_split(count: int = 10) -> Split:
-    return Split(torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(0)).clamp(-1, 1), torch.arange(count) % 3)
+    return Split(
+        torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(0)).clamp(-1, 1), torch.arange(count) % 3
+    )
 
 
 test_split.__test__ = False
@@ -38,7 +49,9 @@ class FloatPrior(GaussianPrior):
 
 def run(source, config=CONFIG, seed: int = 1, folder=None, teacher=None):
     student = network(0)
-    found = distil_online(teacher or network(9).eval(), student, source, SHAPE, 3, test_split(), config, seed=seed, folder=folder)
+    found = distil_online(
+        teacher or network(9).eval(), student, source, SHAPE, 3, test_split(), config, seed=seed, folder=folder
+    )
     return student, found
 
 
@@ -73,7 +86,12 @@ def test_a_bounded_number_of_images_is_made_once():
 
     _, found = run(source, dataclasses.replace(CONFIG, images_per_epoch=4, total_images=6))
     assert made == [4, 2] and [row["stored"] for row in found.history] == [4, 6, 6, 6]
-    assert ["kd" in row for row in found.history] == [False, True, True, True]  # trains as soon as all its images are there
+    assert ["kd" in row for row in found.history] == [
+        False,
+        True,
+        True,
+        True,
+    ]  # trains as soon as all its images are there
 
 
 def test_labels_are_balanced_or_uniform():
@@ -146,7 +164,10 @@ def test_a_loss_that_is_not_a_number_stops_the_loop():
         run(broken)
 
 
-@pytest.mark.parametrize("bad", [{"epochs": 0}, {"images_per_epoch": 0}, {"batch_size": 1}, {"buffer_size": 0}, {"temperature": 0.0}, {"lr": -1.0}])
+@pytest.mark.parametrize(
+    "bad",
+    [{"epochs": 0}, {"images_per_epoch": 0}, {"batch_size": 1}, {"buffer_size": 0}, {"temperature": 0.0}, {"lr": -1.0}],
+)
 def test_bad_numbers_are_refused(bad):
     with pytest.raises(InputError, match=next(iter(bad))):
         OnlineConfig(**bad)

@@ -36,7 +36,7 @@ def images(count: int, seed: int = 0) -> Split:
     labels = torch.arange(count) % K
     pixels = torch.randn(count, 1, 8, 8, generator=generator) * 0.2 - 0.8
     for label in range(K):
-        pixels[labels == label, :, label: label + 2] += 1.2
+        pixels[labels == label, :, label : label + 2] += 1.2
     return Split(pixels.clamp(-1, 1), labels)
 
 
@@ -68,14 +68,14 @@ def test_a_batch_is_half_labelled_half_not_and_repeats_from_its_key():
     views = ViewSplit(TASK.known, TASK.novel, num_small=1)
     batch, labels = list(views.epoch(0, 1, 8, range(2)))[1]
     assert batch.shape == (8, 3, 8, 8) and (labels[:4] >= 0).all() and (labels[4:] == -1).all()
-    again, = views.epoch(0, 1, 8, range(1, 2))
+    (again,) = views.epoch(0, 1, 8, range(1, 2))
     assert torch.equal(again[0], batch) and torch.equal(again[1], labels)
     assert sum(len(part) for _, part in views.epoch(0, 0, 8, range(4))) == len(views) == 32
 
 
 def test_stacked_views_come_out_as_if_each_was_given_alone():
     net, stacked = old_net(views=True).eval(), torch.rand(4, 3, 8, 8)
-    alone = torch.stack([net(stacked[:, view:view + 1])[0, 0] for view in range(3)])
+    alone = torch.stack([net(stacked[:, view : view + 1])[0, 0] for view in range(3)])
     assert torch.allclose(net(stacked)[:, 0], alone, atol=1e-6)
     new = DiscoveryNet(old_net(), NOVEL, num_heads=2, hidden=8, width=4).train()
     for module in new.modules():
@@ -84,7 +84,9 @@ def test_stacked_views_come_out_as_if_each_was_given_alone():
     logits = new(stacked)
     assert logits.shape == (3, 2, 4, K)
     assert torch.allclose(logits[1], new(stacked[:, 1:2])[0], atol=1e-6)
-    assert torch.allclose(logits[..., :KNOWN], net(stacked).expand(-1, 2, -1, -1), atol=1e-6), "it starts from the pretrained network"
+    assert torch.allclose(logits[..., :KNOWN], net(stacked).expand(-1, 2, -1, -1), atol=1e-6), (
+        "it starts from the pretrained network"
+    )
     assert logits.abs().max() <= 1 + 1e-6
 
 
@@ -93,7 +95,11 @@ def test_in_eval_mode_the_chosen_head_speaks():
     first = net(x)
     net.head = 1
     second = net(x)
-    assert first.shape == (3, K) and torch.equal(first[:, :KNOWN], second[:, :KNOWN]) and not torch.equal(first[:, KNOWN:], second[:, KNOWN:])
+    assert (
+        first.shape == (3, K)
+        and torch.equal(first[:, :KNOWN], second[:, :KNOWN])
+        and not torch.equal(first[:, KNOWN:], second[:, KNOWN:])
+    )
 
 
 def test_targets_are_labels_for_the_first_half_and_balanced_shares_of_novel_classes_for_the_second():
@@ -121,7 +127,10 @@ def test_the_assignment_is_the_best_of_all_permutations():
     generator = torch.Generator().manual_seed(0)
     guesses, labels = torch.randint(7, (200,), generator=generator), torch.randint(7, (200,), generator=generator)
     names = assignment(guesses, labels, 3, 7)
-    best = max(sum(int(((guesses == 3 + i) & (labels == 3 + j)).sum()) for i, j in enumerate(order)) for order in itertools.permutations(range(4)))
+    best = max(
+        sum(int(((guesses == 3 + i) & (labels == 3 + j)).sum()) for i, j in enumerate(order))
+        for order in itertools.permutations(range(4))
+    )
     assert int(((names[guesses] == labels) & (guesses >= 3) & (labels >= 3)).sum()) == best
     assert names[:3].tolist() == [0, 1, 2] and sorted(names.tolist()) == list(range(7))
 
@@ -162,7 +171,9 @@ def test_killed_discovery_resumes_bit_for_bit(stop, tmp_path, monkeypatch):
     monkeypatch.undo()
     resumed, found = discover(old_net(), TASK, recipe, num_heads=2, seed=3, folder=tmp_path)
     assert found.history == expected.history and resumed.head == straight.head
-    assert all(torch.equal(a, b) for a, b in zip(straight.state_dict().values(), resumed.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(straight.state_dict().values(), resumed.state_dict().values(), strict=True)
+    )
 
 
 def test_pretraining_learns_the_known_classes_and_discovery_leaves_the_teacher_alone():
@@ -173,13 +184,18 @@ def test_pretraining_learns_the_known_classes_and_discovery_leaves_the_teacher_a
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
 
 
-@pytest.mark.parametrize("call, words", [
-    (lambda: discovery_task(data(), 1), "at least 2 known"), (lambda: discovery_task(data(), K - 1), "at least 2 known and 2 novel"),
-    (lambda: ViewSplit(TASK.known, TASK.novel, num_large=1), "two views"),
-    (lambda: ViewSplit(TASK.known.subset(torch.arange(0)), TASK.novel), "labelled"),
-    (lambda: ClassRelation(1, 2), "num_known"), (lambda: ClassRelation(3, 2, epsilon=0), "epsilon"),
-    (lambda: discover(old_net(), TASK, Recipe(epochs=1, batch_size=8, lr=0.1, flip=True)), "crops already"),
-])
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda: discovery_task(data(), 1), "at least 2 known"),
+        (lambda: discovery_task(data(), K - 1), "at least 2 known and 2 novel"),
+        (lambda: ViewSplit(TASK.known, TASK.novel, num_large=1), "two views"),
+        (lambda: ViewSplit(TASK.known.subset(torch.arange(0)), TASK.novel), "labelled"),
+        (lambda: ClassRelation(1, 2), "num_known"),
+        (lambda: ClassRelation(3, 2, epsilon=0), "epsilon"),
+        (lambda: discover(old_net(), TASK, Recipe(epochs=1, batch_size=8, lr=0.1, flip=True)), "crops already"),
+    ],
+)
 def test_bad_input_is_refused(call, words):
     with pytest.raises(InputError, match=words):
         call()

@@ -53,7 +53,8 @@ def test_the_pair_is_built_and_every_method_fits_it(file):
     with torch.device("meta"):
         for setting in settings_of(p):
             bound = build_method(setting.method, **setting.hyper).bind(
-                student, teacher, (spec.channels, spec.image_size, spec.image_size), spec.num_classes, p.batch_size)
+                student, teacher, (spec.channels, spec.image_size, spec.image_size), spec.num_classes, p.batch_size
+            )
             assert setting.hyper.items() <= bound.hyper.items()
 
 
@@ -64,8 +65,11 @@ def test_every_value_says_where_it_comes_from(file):
             assert re.search(r"# (paper|released code|ours)", line), line
 
 
-@pytest.mark.parametrize("file", [file for file in FILES if file.parent.name in ("cifar100", "imagenet", "cub200")],
-                         ids=lambda file: f"{file.parent.name}/{file.stem}")
+@pytest.mark.parametrize(
+    "file",
+    [file for file in FILES if file.parent.name in ("cifar100", "imagenet", "cub200")],
+    ids=lambda file: f"{file.parent.name}/{file.stem}",
+)
 def test_names_of_files_are_teacher_and_student(file):
     p = values_of(file)
     assert file.stem.split(".")[1:3] == [p.teacher, p.student] and p.dataset == file.parent.name
@@ -78,7 +82,9 @@ def test_light_students_learn_slower_and_the_sdd_code_base_clips():
         assert p.clip_norm == (40.0 if code in (["sdd"], ["fusion"]) else None), file
         expected = 0.05 if code == ["fusion"] else 0.01 if p.student in light else 0.025 if code == ["mlld"] else 0.05
         assert p.lr == expected, file
-        assert (p.batch_size, p.weight_decay, p.milestones) == (64, 5e-4, [150, 180, 210]) and p.epochs == (480 if code == ["mlld"] else 240)
+        assert (p.batch_size, p.weight_decay, p.milestones) == (64, 5e-4, [150, 180, 210]) and p.epochs == (
+            480 if code == ["mlld"] else 240
+        )
 
 
 def test_all_published_pairs_are_there():

@@ -31,9 +31,15 @@ for block in blocks():
     pin = Requirement(block.split(" --hash")[0])
     PINS.setdefault(normal(pin.name), []).append(Version(next(iter(pin.specifier)).version))
 
-ASKED = [Requirement(line) for lines in (
-    PROJECT["project"]["dependencies"], *PROJECT["project"]["optional-dependencies"].values(), *PROJECT["dependency-groups"].values(),
-) for line in lines]
+ASKED = [
+    Requirement(line)
+    for lines in (
+        PROJECT["project"]["dependencies"],
+        *PROJECT["project"]["optional-dependencies"].values(),
+        *PROJECT["dependency-groups"].values(),
+    )
+    for line in lines
+]
 
 
 def test_the_conda_environment_holds_python_pip_uv_and_the_lock():
@@ -70,7 +76,9 @@ def test_every_line_of_the_lock_is_an_exact_version_with_hashes():
 def test_what_uv_installs_is_what_the_lock_fixes():
     """`[tool.uv] constraint-dependencies` is the lock without its hashes: `uv run` keeps no lock of its own in git."""
     locked = sorted(re.sub(r"\s+", " ", block.split(" --hash")[0]).strip() for block in blocks())
-    assert sorted(PROJECT["tool"]["uv"]["constraint-dependencies"]) == locked, "they differ; `uv run inv lock` writes both"
+    assert sorted(PROJECT["tool"]["uv"]["constraint-dependencies"]) == locked, (
+        "they differ; `uv run inv lock` writes both"
+    )
 
 
 def test_the_build_backend_and_what_it_needs_are_fixed():
@@ -89,10 +97,15 @@ def test_every_installed_version_is_that_of_the_lock():
     from importlib.metadata import distributions
 
     found = {normal(one.metadata["Name"]): Version(one.version) for one in distributions() if one.metadata["Name"]}
-    wrong = [f"{name} {version} (locked: {', '.join(map(str, PINS[name]))})" for name, version in sorted(found.items())
-             if name in PINS and version not in PINS[name]]
-    assert not wrong, f"{'; '.join(wrong)}. `uv sync` installs what requirements.lock fixes (`pip install -r requirements.lock` without uv); " \
-                      "if pyproject.toml asks for something new, `uv run inv lock` first"
+    wrong = [
+        f"{name} {version} (locked: {', '.join(map(str, PINS[name]))})"
+        for name, version in sorted(found.items())
+        if name in PINS and version not in PINS[name]
+    ]
+    assert not wrong, (
+        f"{'; '.join(wrong)}. `uv sync` installs what requirements.lock fixes (`pip install -r requirements.lock` without uv); "
+        "if pyproject.toml asks for something new, `uv run inv lock` first"
+    )
 
 
 def test_the_ci_runs_the_test_command_of_the_readme():

@@ -38,24 +38,33 @@ def saved(outcome: Outcome) -> dict:
     return json.loads((outcome.folder / "execution.json").read_text())
 
 
-
 # --- a notebook that ends well -------------------------------------------------------------------------------------------------
+
 
 def test_a_good_run_gets_its_parameters_its_interpreter_its_threads_and_its_folder(project, monkeypatch):
     spec = project / "jupyter" / "kernels" / "python3"
     spec.mkdir(parents=True)
-    (spec / "kernel.json").write_text(json.dumps({"argv": ["false"], "display_name": "another python3", "language": "python"}))
+    (spec / "kernel.json").write_text(
+        json.dumps({"argv": ["false"], "display_name": "another python3", "language": "python"})
+    )
     monkeypatch.setenv("JUPYTER_PATH", str(project / "jupyter"))
     planned = plan("fine", overrides={"epochs": 7, "lr": "1e-6", "milestones": [3, 5]})
     outcome = run_notebook(planned)
     assert (outcome.status, outcome.exit_code, outcome.message) == ("ok", 0, "")
-    interpreter, threads, values = (planned.folder / "seen.txt").read_text().splitlines()  # written where the kernel's own hash points
+    interpreter, threads, values = (
+        (planned.folder / "seen.txt").read_text().splitlines()
+    )  # written where the kernel's own hash points
     assert (interpreter, threads) == (sys.executable, "1")
     assert eval(values) == planned.parameters
     assert "epochs 7" in texts(planned.folder)
     record = saved(outcome)
     assert record["status"] == "ok" and record["parameters"] == planned.parameters and record["peak_memory_mib"] > 10
-    assert sorted(path.name for path in planned.folder.iterdir()) == ["execution.json", "execution.lock", "notebook.ipynb", "seen.txt"]
+    assert sorted(path.name for path in planned.folder.iterdir()) == [
+        "execution.json",
+        "execution.lock",
+        "notebook.ipynb",
+        "seen.txt",
+    ]
     assert "papermill" not in (planned.folder / "notebook.ipynb").read_text()
 
 
@@ -69,12 +78,15 @@ def test_several_runs_started_at_once_do_not_meet(project):
 
 # --- every other ending --------------------------------------------------------------------------------------------------------
 
+
 def test_a_cell_that_raises_is_a_failure_with_its_source(project):
     outcome = run_notebook(plan("raises"))
     assert (outcome.status, outcome.exit_code, outcome.cell) == ("failed", 1, 3)
     assert outcome.message == "RuntimeError: the reason" and 'raise RuntimeError("the reason")' in outcome.describe()
     assert "before" in texts(outcome.folder) and "never" not in texts(outcome.folder)
-    assert saved(outcome)["source"] == 'raise RuntimeError("the reason")' and "last checkpoint" in saved(outcome)["next"]
+    assert (
+        saved(outcome)["source"] == 'raise RuntimeError("the reason")' and "last checkpoint" in saved(outcome)["next"]
+    )
 
 
 def test_a_cell_that_refuses_its_input_is_bad_input_in_one_sentence(project):
@@ -116,8 +128,10 @@ def test_a_run_that_does_not_listen_is_killed(project, monkeypatch):
 def start_hanging() -> tuple[subprocess.Popen, Path]:
     """A runner in a process group of its own, inside the cell that waits for ever."""
     folder = plan("hangs").folder
-    code = ("import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
-            "from kdnb.execute import plan, run_notebook; sys.exit(run_notebook(plan('hangs')).exit_code)")
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
+        "from kdnb.execute import plan, run_notebook; sys.exit(run_notebook(plan('hangs')).exit_code)"
+    )
     runner = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL, start_new_session=True)
     while "before" not in (texts(folder) if (folder / "notebook.ipynb").is_file() else ""):
         assert runner.poll() is None
@@ -163,6 +177,7 @@ def test_a_killed_runner_is_seen_by_its_record_and_its_kernel_stops(project):
 
 
 # --- records and sentences -----------------------------------------------------------------------------------------------------
+
 
 def test_no_record_and_a_damaged_record_read_as_nothing(tmp_path):
     assert read_outcome(tmp_path) == {}

@@ -22,7 +22,7 @@ def test_every_changed_byte_of_a_record_is_noticed(tmp_path):
     data = path.read_bytes()
     for index in range(len(data)):
         for mask in (0x01, 0x20, 0x80):
-            path.write_bytes(data[:index] + bytes([data[index] ^ mask]) + data[index + 1:])
+            path.write_bytes(data[:index] + bytes([data[index] ^ mask]) + data[index + 1 :])
             with pytest.raises(InputError, match="run.json"):
                 read_record(path)
 

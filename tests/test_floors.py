@@ -9,12 +9,56 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "kdnb"
 
 FLOORS = (
-    {"errors", "paths", "files", "recipes", "progress", "randomness", "checkpoints", "checkpoint_header", "importers", "runs", "crops",
-     "data", "models", "generators", "losses"},
+    {
+        "errors",
+        "paths",
+        "files",
+        "recipes",
+        "progress",
+        "randomness",
+        "checkpoints",
+        "checkpoint_header",
+        "importers",
+        "runs",
+        "crops",
+        "data",
+        "models",
+        "generators",
+        "losses",
+    },
     {"methods", "samplers", "attacks", "metrics"},
-    {"training_recipe", "evaluation", "training", "classifiers", "comparison", "student_phase", "datafree", "synthesis", "softlabels", "discovery",
-     "archsearch", "bounds", "softlabel_training", "generator_loop", "generator_distillation", "reuse_study", "attack_study", "behaviour"},
-    {"parameters", "planning", "kernel", "execute", "records", "reproducibility", "comparing", "stored", "report", "plots"},
+    {
+        "training_recipe",
+        "evaluation",
+        "training",
+        "classifiers",
+        "comparison",
+        "student_phase",
+        "datafree",
+        "synthesis",
+        "softlabels",
+        "discovery",
+        "archsearch",
+        "bounds",
+        "softlabel_training",
+        "generator_loop",
+        "generator_distillation",
+        "reuse_study",
+        "attack_study",
+        "behaviour",
+    },
+    {
+        "parameters",
+        "planning",
+        "kernel",
+        "execute",
+        "records",
+        "reproducibility",
+        "comparing",
+        "stored",
+        "report",
+        "plots",
+    },
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 
@@ -53,7 +97,14 @@ def test_no_module_imports_itself_through_others():
 
 @pytest.mark.parametrize("name", [name for name in MODULES if name.split(".")[0] in ("losses", "models")])
 def test_losses_and_models_know_nothing_of_runs_and_files(name):
-    assert not {other.split(".")[0] for other in imports(MODULES[name])} & {"runs", "checkpoints", "files", "paths", "data", "recipes"}
+    assert not {other.split(".")[0] for other in imports(MODULES[name])} & {
+        "runs",
+        "checkpoints",
+        "files",
+        "paths",
+        "data",
+        "recipes",
+    }
 
 
 def test_packages_that_are_tables_import_nothing_heavy():
@@ -67,5 +118,7 @@ def test_packages_that_are_tables_import_nothing_heavy():
 
 def test_the_check_sees_an_import_inside_a_function(tmp_path):
     path = tmp_path / "x.py"
-    path.write_text("def f():\n    from kdnb.runs import start_run\n    import kdnb.losses.kd\n    from kdnb import parameters\n")
+    path.write_text(
+        "def f():\n    from kdnb.runs import start_run\n    import kdnb.losses.kd\n    from kdnb import parameters\n"
+    )
     assert imports(path) == {"runs", "losses.kd", "parameters"} and imports(path, everywhere=False) == set()

@@ -28,7 +28,11 @@ def test_the_branch_rules_choose_a_branch_and_its_opposite():
 
 
 def test_released_weights_depend_on_the_teacher():
-    assert released_weights("vgg11") == (1.0, 0.5) and released_weights("wrn_40_2") == (1.1, 0.4) and released_weights("resnet34") == (1.33, 0.5)
+    assert (
+        released_weights("vgg11") == (1.0, 0.5)
+        and released_weights("wrn_40_2") == (1.1, 0.4)
+        and released_weights("resnet34") == (1.33, 0.5)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -70,4 +74,6 @@ def test_reuse_needs_parts_and_a_generator_with_branches(digits):
     with pytest.raises(InputError, match="needs the branch"):
         generator_task(digits, trained(digits), "resnet8w4", SMALL, mode="reuse_fix")
     with pytest.raises(InputError, match="no branch to reuse"):
-        generator_task(digits, trained(digits), "resnet8w4", dataclasses.replace(SMALL, generator="latent"), mode="reuse_fix")
+        generator_task(
+            digits, trained(digits), "resnet8w4", dataclasses.replace(SMALL, generator="latent"), mode="reuse_fix"
+        )

@@ -15,8 +15,21 @@ from kdnb.generators.reusable import ReusableGenerator, prepare
 from kdnb.models import build
 
 CONFIG = GeneratorConfig(
-    epochs=4, warmup=1, latent_dim=6, width=4, synthesis_batch=8, inner_steps=2, pool_size=20, student_steps=2, batch_size=8, lr=0.05,
-    temperature=4.0, crop_padding=1, perturbation_width=4, perturbation_blocks=1)
+    epochs=4,
+    warmup=1,
+    latent_dim=6,
+    width=4,
+    synthesis_batch=8,
+    inner_steps=2,
+    pool_size=20,
+    student_steps=2,
+    batch_size=8,
+    lr=0.05,
+    temperature=4.0,
+    crop_padding=1,
+    perturbation_width=4,
+    perturbation_blocks=1,
+)
 
 
 def network(seed: int) -> nn.Module:
@@ -55,6 +68,7 @@ class Killed(BaseException):
 
 
 # --- the loop ------------------------------------------------------------------------------------------------------------------
+
 
 def test_the_pool_and_the_history_are_as_the_budget_says():
     _, _, found = run()
@@ -112,8 +126,14 @@ def test_the_generator_samples_alike_in_evaluation_and_training_mode():
 def test_branches_that_start_apart_stay_apart_and_twins_stay_twins():
     for twins in (False, True):
         _, generator, _ = run(generator=fused(twin_branches=twins))
-        equal = [torch.equal(a, b) for a, b in zip(generator.gan1.parameters(), generator.gan2.parameters(), strict=True)]
-        assert all(equal) if twins else not any(a for a, p in zip(equal, generator.gan1.parameters(), strict=True) if p.dim() > 1)
+        equal = [
+            torch.equal(a, b) for a, b in zip(generator.gan1.parameters(), generator.gan2.parameters(), strict=True)
+        ]
+        assert (
+            all(equal)
+            if twins
+            else not any(a for a, p in zip(equal, generator.gan1.parameters(), strict=True) if p.dim() > 1)
+        )
 
 
 @pytest.mark.parametrize("hard_loss", ["none", "no_aea", "aea"])
@@ -160,6 +180,7 @@ def test_a_latent_generator_works_without_branches():
 
 # --- reuse ---------------------------------------------------------------------------------------------------------------------
 
+
 def moved(mode: str, lr: float) -> dict[str, float]:
     """Largest change of a weight, by part, in one round of one inner step: Adam's first step is close to its learning rate."""
     source = fused(seed=7)
@@ -168,10 +189,15 @@ def moved(mode: str, lr: float) -> dict[str, float]:
     before = {name: value.detach().clone() for name, value in generator.named_parameters()}
     run(dataclasses.replace(CONFIG, epochs=1, inner_steps=1, lr_generator=lr, student_steps=0), generator, mode=mode)
     change = {name: (value.detach() - before[name]).abs().max().item() for name, value in generator.named_parameters()}
-    return {part: max(size for name, size in change.items() if name.startswith(part)) for part in ("gan1", "gan2", "decoder")}
+    return {
+        part: max(size for name, size in change.items() if name.startswith(part))
+        for part in ("gan1", "gan2", "decoder")
+    }
 
 
-@pytest.mark.parametrize(("mode", "factor"), [("anew", 1.0), ("reuse_common", 1.0), ("reuse_finetune", 0.1), ("reuse_fix", 0.0)])
+@pytest.mark.parametrize(
+    ("mode", "factor"), [("anew", 1.0), ("reuse_common", 1.0), ("reuse_finetune", 0.1), ("reuse_fix", 0.0)]
+)
 def test_each_mode_learns_at_its_stated_rates(mode, factor):
     change = moved(mode, lr=1e-3)
     assert change["gan1"] == pytest.approx(1e-3, rel=0.02)
@@ -181,8 +207,20 @@ def test_each_mode_learns_at_its_stated_rates(mode, factor):
 
 # --- settings ------------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("field", "value"), [("epochs", 0), ("inner_steps", 0), ("hard_loss", "soft"), ("generator", "gan"), ("lr", 0.0),
-                                              ("temperature", 0.0), ("pool_size", 2), ("synthesis_batch", 1)])
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("epochs", 0),
+        ("inner_steps", 0),
+        ("hard_loss", "soft"),
+        ("generator", "gan"),
+        ("lr", 0.0),
+        ("temperature", 0.0),
+        ("pool_size", 2),
+        ("synthesis_batch", 1),
+    ],
+)
 def test_a_setting_out_of_range_is_refused(field, value):
     with pytest.raises(InputError, match=field.replace("_", ".")):
         dataclasses.replace(CONFIG, **{field: value})

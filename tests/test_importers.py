@@ -34,6 +34,7 @@ def same(found, network):
 
 # --- the forms that are read ---------------------------------------------------------------------------------------------------
 
+
 def wrapped(form, state):
     """Published forms: RepDistiller's and mdistiller's teachers, SDD's, CMI's, torchvision's."""
     optimizer = {"state": {0: {"momentum_buffer": torch.zeros(3)}}, "param_groups": [{"lr": 0.05, "params": [0]}]}
@@ -41,7 +42,14 @@ def wrapped(form, state):
         "model": {"epoch": 240, "model": state, "accuracy": torch.tensor(72.5), "optimizer": optimizer},
         "best": {"epoch": 199, "model": state, "best_acc": 72.5, "optimizer": optimizer},
         "only": {"model": state},
-        "cmi": {"epoch": 1, "arch": "wrn40_2", "state_dict": state, "best_acc1": 95.1, "optimizer": optimizer, "scheduler": {"last_epoch": 3}},
+        "cmi": {
+            "epoch": 1,
+            "arch": "wrn40_2",
+            "state_dict": state,
+            "best_acc1": 95.1,
+            "optimizer": optimizer,
+            "scheduler": {"last_epoch": 3},
+        },
         "bare": state,
         "parallel": {"model": {f"module.{key}": value for key, value in state.items()}},
         "compiled": {"state_dict": {f"_orig_mod.module.{key}": value for key, value in state.items()}},
@@ -80,7 +88,9 @@ def test_a_part_that_is_not_there_is_refused(tmp_path, network):
     plain = write(tmp_path / "a.pth", {"model": network.state_dict()})
     with pytest.raises(InputError, match="one network and no teacher"):
         import_checkpoint(plain, NAME, 10, part="teacher")
-    student = write(tmp_path / "b.pth", {"model": {f"student.{key}": value for key, value in network.state_dict().items()}})
+    student = write(
+        tmp_path / "b.pth", {"model": {f"student.{key}": value for key, value in network.state_dict().items()}}
+    )
     with pytest.raises(InputError, match="holds no teacher, only a student"):
         import_checkpoint(student, NAME, 10, part="teacher")
     with pytest.raises(InputError, match="part must be one of student, teacher, got 'pupil'"):
@@ -133,6 +143,7 @@ def test_torchvision_weights_fit_and_give_the_same_logits(tmp_path, ours, theirs
 
 # --- comparison before use -----------------------------------------------------------------------------------------------------
 
+
 def test_another_class_count_is_refused_with_both_numbers(tmp_path, network):
     path = write(tmp_path / "cifar10.pth", {"model": network.state_dict()})
     with pytest.raises(InputError, match="cifar10.pth has 10 classes, 100 were asked for"):
@@ -143,7 +154,10 @@ def test_missing_and_unexpected_names_are_listed_with_the_nearest(tmp_path, netw
     state = network.state_dict()
     state["layer1.0.conv1.weigth"] = state.pop("layer1.0.conv1.weight")
     path = write(tmp_path / "a.pth", state)
-    with pytest.raises(InputError, match=r"lacks layer1\.0\.conv1\.weight, and has in excess layer1\.0\.conv1\.weigth \(layer1.* may be its"):
+    with pytest.raises(
+        InputError,
+        match=r"lacks layer1\.0\.conv1\.weight, and has in excess layer1\.0\.conv1\.weigth \(layer1.* may be its",
+    ):
         load_classifier(path, NAME, 10)
 
 
@@ -153,7 +167,10 @@ def test_long_lists_of_names_are_cut_short(tmp_path, network):
         load_classifier(path, "wrn_16_1", 10)
 
 
-@pytest.mark.parametrize(("asked", "written"), [("mobilenetv2", "mobilenetv2_cmi"), ("resnet18", "resnet18_imagenet"), ("resnet14", "resnet8x4")])
+@pytest.mark.parametrize(
+    ("asked", "written"),
+    [("mobilenetv2", "mobilenetv2_cmi"), ("resnet18", "resnet18_imagenet"), ("resnet14", "resnet8x4")],
+)
 def test_weights_of_a_network_of_a_similar_name_are_refused_and_named(tmp_path, asked, written):
     path = write(tmp_path / "a.pth", build(written, 10).state_dict())
     with pytest.raises(InputError, match=f"not of {asked}.*" + (f"it fits {written}" if asked != "resnet14" else "")):
@@ -166,9 +183,15 @@ def test_another_shape_is_refused_with_both_shapes(tmp_path, network):
         load_classifier(path, NAME, 10, in_channels=1)
 
 
-@pytest.mark.parametrize("value", [
-    lambda weight: weight.long(), lambda weight: weight.to(torch.complex64), lambda weight: weight.to_sparse(), lambda weight: weight.to("meta"),
-])
+@pytest.mark.parametrize(
+    "value",
+    [
+        lambda weight: weight.long(),
+        lambda weight: weight.to(torch.complex64),
+        lambda weight: weight.to_sparse(),
+        lambda weight: weight.to("meta"),
+    ],
+)
 def test_tensors_of_another_kind_are_refused(tmp_path, network, value):
     state = network.state_dict()
     state["fc.bias"] = value(state["fc.bias"])
@@ -199,6 +222,7 @@ def test_imported_weights_are_copies(network):
 
 
 # --- hostile and damaged files -------------------------------------------------------------------------------------------------
+
 
 class Payload:
     """Makes a folder when unpickled."""
@@ -237,7 +261,10 @@ def test_a_plain_pickle_with_code_is_refused_and_never_runs(tmp_path):
     assert (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize(("extra", "kind"), [(argparse.Namespace(lr=0.1), "argparse.Namespace"), (np.float64(0.5), "numpy._core.multiarray.scalar")])
+@pytest.mark.parametrize(
+    ("extra", "kind"),
+    [(argparse.Namespace(lr=0.1), "argparse.Namespace"), (np.float64(0.5), "numpy._core.multiarray.scalar")],
+)
 def test_pickled_settings_are_refused_by_name(tmp_path, network, extra, kind):
     path = write(tmp_path / "last.pth", {"opt": extra, "model": network.state_dict()})
     with pytest.raises(InputError, match=f"carries a pickled {kind}"):
@@ -252,8 +279,12 @@ def test_a_pickled_network_is_refused(tmp_path, network):
 @pytest.mark.parametrize("form", ["new.pth", "old.pth", "own.safetensors", "plain.safetensors"])
 def test_files_cut_short_anywhere_are_refused(tmp_path, network, form):
     path = tmp_path / form
-    writers = {"new": lambda: write(path, network.state_dict()), "old": lambda: write(path, network.state_dict(), old=True),
-               "own": lambda: save_state(path, network.state_dict()), "plain": lambda: save_file(network.state_dict(), path)}
+    writers = {
+        "new": lambda: write(path, network.state_dict()),
+        "old": lambda: write(path, network.state_dict(), old=True),
+        "own": lambda: save_state(path, network.state_dict()),
+        "plain": lambda: save_file(network.state_dict(), path),
+    }
     writers[form.split(".")[0]]()
     whole = path.read_bytes()
     for length in {0, 1, 7, 8, 9, 40, *range(100, len(whole), len(whole) // 23), len(whole) - 1}:
@@ -282,8 +313,18 @@ def test_a_flipped_bit_is_noticed_or_changes_nothing(tmp_path, network, form):
     assert refused > 60
 
 
-@pytest.mark.parametrize("content", [b"", b"<!DOCTYPE html><title>not found</title>", b"version https://git-lfs.github.com/spec/v1\n", bytes(100),
-                                     b"PK\3\4" + bytes(50), b"\x80\x02}q\x00.", b"\xff" * 8 + b"{}"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"<!DOCTYPE html><title>not found</title>",
+        b"version https://git-lfs.github.com/spec/v1\n",
+        bytes(100),
+        b"PK\3\4" + bytes(50),
+        b"\x80\x02}q\x00.",
+        b"\xff" * 8 + b"{}",
+    ],
+)
 def test_files_of_other_kinds_are_refused(tmp_path, content):
     (tmp_path / "x.pth").write_bytes(content)
     with pytest.raises(InputError, match="checkpoint x.pth"):

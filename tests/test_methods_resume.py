@@ -23,7 +23,11 @@ BATCH, STOP = 8, 4  # of 20 images: steps of 8, 8 and 4 images, twice
 def digits():
     torch.set_num_threads(1)
     data = load("digits", 8)
-    return data, Split(data.train.images[:20], data.train.labels[:20]), Split(data.test.images[:20], data.test.labels[:20])
+    return (
+        data,
+        Split(data.train.images[:20], data.train.labels[:20]),
+        Split(data.test.images[:20], data.test.labels[:20]),
+    )
 
 
 def settings_of(name: str) -> dict:
@@ -38,8 +42,12 @@ class Killed(BaseException):
 
 def trained(name: str, folder=None):
     p, (data, train, test) = settings_of(name), digits()
-    setting = Setting(p["method"], {key: p[key] for key in ("scales", "temperature", "ce_weight", "kd_weight") if p[key] is not None})
-    recipe = student_recipe(data, p["milestones"], epochs=2, batch_size=BATCH, lr=p["lr"] / 10, clip_norm=p["clip_norm"], ema_decay=0.5)
+    setting = Setting(
+        p["method"], {key: p[key] for key in ("scales", "temperature", "ce_weight", "kd_weight") if p[key] is not None}
+    )
+    recipe = student_recipe(
+        data, p["milestones"], epochs=2, batch_size=BATCH, lr=p["lr"] / 10, clip_norm=p["clip_norm"], ema_decay=0.5
+    )
     torch.manual_seed(3)
     teacher = build(p["teacher"], **data.normalization).eval()
     student = fresh(p["student"], data, seed=0)
@@ -75,5 +83,7 @@ def test_a_method_killed_within_an_epoch_resumes_bit_for_bit(name, tmp_path, mon
 def test_every_method_has_a_parameter_file_and_every_file_a_method():
     from kdnb.planning import params_folder
 
-    assert {path.stem.partition(".")[2] for path in (params_folder() / "digits").glob("04_distillation.*.yaml")} == set(METHODS)
+    assert {path.stem.partition(".")[2] for path in (params_folder() / "digits").glob("04_distillation.*.yaml")} == set(
+        METHODS
+    )
     assert all(read_params("04_distillation", "digits", name)["method"] == name for name in METHODS)

@@ -114,7 +114,10 @@ def test_temperature_scaling_stops_at_the_end_of_its_interval():
 
 def test_auroc_agrees_with_sklearn_ties_included():
     rng = torch.Generator().manual_seed(1)
-    positive, negative = (torch.randint(0, 20, (50,), generator=rng) + 3).double(), torch.randint(0, 20, (70,), generator=rng).double()
+    positive, negative = (
+        (torch.randint(0, 20, (50,), generator=rng) + 3).double(),
+        torch.randint(0, 20, (70,), generator=rng).double(),
+    )
     expected = roc_auc_score([1] * 50 + [0] * 70, torch.cat([positive, negative]).numpy())
     assert metrics.auroc(positive, negative).item() == pytest.approx(expected, rel=1e-12)
     assert metrics.auroc(torch.tensor([2.0]), torch.tensor([1.0])).item() == 1.0

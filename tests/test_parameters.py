@@ -18,8 +18,13 @@ def notebook(tmp_path, *sources, tag="parameters"):
 
 # --- values --------------------------------------------------------------------------------------------------------------------
 
+
 def test_numbers_written_as_text_become_numbers():
-    assert resolve({"weight_decay": "1e-6", "epochs": "20", "buffer_size": "1e3"}) == {"weight_decay": 1e-6, "epochs": 20, "buffer_size": 1000}
+    assert resolve({"weight_decay": "1e-6", "epochs": "20", "buffer_size": "1e3"}) == {
+        "weight_decay": 1e-6,
+        "epochs": 20,
+        "buffer_size": 1000,
+    }
 
 
 def test_a_whole_float_is_a_whole_number_and_an_integer_is_a_real_number():
@@ -27,12 +32,36 @@ def test_a_whole_float_is_a_whole_number_and_an_integer_is_a_real_number():
     assert type(found["epochs"]) is int and type(found["lr"]) is float
 
 
-@pytest.mark.parametrize("name, value", [
-    ("epochs", True), ("lr", False), ("epochs", 0), ("epochs", 2.5), ("epochs", None), ("epochs", "many"), ("epochs", [1]),
-    ("lr", 0), ("lr", "nan"), ("lr", float("inf")), ("lr", "1_0.5.2"), ("dataset", 3), ("device", "gpu"), ("device", "cuda:x"),
-    ("milestones", 3), ("milestones", [5, 5]), ("milestones", [5, 3]), ("milestones", [True]), ("seeds", [1, 1]), ("teacher", 8),
-    ("teacher_checkpoint", "a\0b"), ("seed", 2**32), ("seed", -1), ("batch_size", 1), ("epochs", "9" * 5000),
-])
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("epochs", True),
+        ("lr", False),
+        ("epochs", 0),
+        ("epochs", 2.5),
+        ("epochs", None),
+        ("epochs", "many"),
+        ("epochs", [1]),
+        ("lr", 0),
+        ("lr", "nan"),
+        ("lr", float("inf")),
+        ("lr", "1_0.5.2"),
+        ("dataset", 3),
+        ("device", "gpu"),
+        ("device", "cuda:x"),
+        ("milestones", 3),
+        ("milestones", [5, 5]),
+        ("milestones", [5, 3]),
+        ("milestones", [True]),
+        ("seeds", [1, 1]),
+        ("teacher", 8),
+        ("teacher_checkpoint", "a\0b"),
+        ("seed", 2**32),
+        ("seed", -1),
+        ("batch_size", 1),
+        ("epochs", "9" * 5000),
+    ],
+)
 def test_a_value_that_does_not_fit_is_refused_with_what_is_allowed(name, value):
     with pytest.raises(InputError, match=f"^{name} must be .*, got "):
         resolve({name: value})
@@ -44,10 +73,16 @@ def test_the_sentence_stays_short_for_a_long_value():
     assert len(str(caught.value)) < 200 and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name, given, near", [
-    ("solver", "dim", "ddim"), ("dataset", "digit", "digits"), ("gate", "entrophy", "entropy"), ("method", "dkd_lsdk", "dkd_lskd"),
-    ("teacher", "resnt56", "resnet56"),
-])
+@pytest.mark.parametrize(
+    "name, given, near",
+    [
+        ("solver", "dim", "ddim"),
+        ("dataset", "digit", "digits"),
+        ("gate", "entrophy", "entropy"),
+        ("method", "dkd_lsdk", "dkd_lskd"),
+        ("teacher", "resnt56", "resnet56"),
+    ],
+)
 def test_an_unknown_choice_is_refused_with_the_nearest(name, given, near):
     with pytest.raises(InputError, match=f"did you mean '{near}'"):
         resolve({name: given})
@@ -86,24 +121,40 @@ def test_zero_weights_are_fine_without_guidance():
 
 
 def test_none_is_a_value_only_where_the_table_says_so():
-    assert resolve({"temperature": None, "scales": None, "omitted_class": None}) == {"temperature": None, "scales": None, "omitted_class": None}
+    assert resolve({"temperature": None, "scales": None, "omitted_class": None}) == {
+        "temperature": None,
+        "scales": None,
+        "omitted_class": None,
+    }
     with pytest.raises(InputError, match="epochs must be .*, got None"):
         resolve({"epochs": None})
 
 
 def test_lists_of_names_are_checked():
-    assert resolve({"teachers": ["vgg8q", "resnet8"], "branch_rules": ["gan2", "less_active"]})["teachers"] == ["vgg8q", "resnet8"]
+    assert resolve({"teachers": ["vgg8q", "resnet8"], "branch_rules": ["gan2", "less_active"]})["teachers"] == [
+        "vgg8q",
+        "resnet8",
+    ]
     with pytest.raises(InputError, match="teachers: unknown model 'resnt8'.*did you mean 'resnet8'"):
         resolve({"teachers": ["vgg8q", "resnt8"]})
     with pytest.raises(InputError, match="branch_rules: .*'gan3'.*did you mean 'gan"):
         resolve({"branch_rules": ["gan3"]})
-    for wrong in ({"teachers": []}, {"teachers": ["vgg8q"] * 2}, {"teachers": "vgg8q"}, {"branch_rules": []}, {"branch_rules": ["gan1"] * 2}):
+    for wrong in (
+        {"teachers": []},
+        {"teachers": ["vgg8q"] * 2},
+        {"teachers": "vgg8q"},
+        {"branch_rules": []},
+        {"branch_rules": ["gan1"] * 2},
+    ):
         with pytest.raises(InputError, match="must be a list of different names"):
             resolve(wrong)
 
 
 def test_lists_of_methods_and_flags_are_checked():
-    assert resolve({"others": ["kd", "dkd beta:2"], "ablations": True}) == {"others": ["kd", "dkd beta:2"], "ablations": True}
+    assert resolve({"others": ["kd", "dkd beta:2"], "ablations": True}) == {
+        "others": ["kd", "dkd beta:2"],
+        "ablations": True,
+    }
     with pytest.raises(InputError, match="others: unknown method 'dkdd'"):
         resolve({"others": ["dkdd beta:2"]})
     with pytest.raises(InputError, match="others: hyper-parameters of dkd are written name:number"):
@@ -130,7 +181,13 @@ def test_choices_agree_with_the_code_that_uses_them():
     from kdnb.samplers.diffusion import SOLVERS
     from kdnb.training_recipe import LAYOUTS, PRECISIONS
 
-    for name, choices in {"gate": GATES, "solver": SOLVERS, "layout": LAYOUTS, "precision": PRECISIONS, "branch_rule": BRANCH_RULES}.items():
+    for name, choices in {
+        "gate": GATES,
+        "solver": SOLVERS,
+        "layout": LAYOUTS,
+        "precision": PRECISIONS,
+        "branch_rule": BRANCH_RULES,
+    }.items():
         assert PARAMETERS[name].allowed == f"one of {', '.join(choices)}"
     assert PARAMETERS["branch_rules"].allowed.endswith(" ".join(f"{rule}," for rule in BRANCH_RULES)[:-1])
 
@@ -147,6 +204,7 @@ def test_names_are_checked_without_torch():
 
 
 # --- from a notebook's globals -------------------------------------------------------------------------------------------------
+
 
 def test_collect_takes_the_known_names_of_a_namespace():
     assert collect({"epochs": 3, "lr": "1e-1", "path": "x", "In": []}) == {"epochs": 3, "lr": 0.1}
@@ -167,15 +225,32 @@ def test_collect_refuses_a_namespace_without_parameters():
 
 # --- the parameters cell -------------------------------------------------------------------------------------------------------
 
+
 def test_read_cell_gives_type_default_and_help(tmp_path):
-    path = notebook(tmp_path, 'lr: float = 1e-3  # learning rate\nscales: list[int] = [1, 2]  # regions\nname: str = "a # b"  # text')
-    assert read_cell(path) == {"lr": ("float", 1e-3, "learning rate"), "scales": ("list[int]", [1, 2], "regions"), "name": ("str", "a # b", "text")}
+    path = notebook(
+        tmp_path,
+        'lr: float = 1e-3  # learning rate\nscales: list[int] = [1, 2]  # regions\nname: str = "a # b"  # text',
+    )
+    assert read_cell(path) == {
+        "lr": ("float", 1e-3, "learning rate"),
+        "scales": ("list[int]", [1, 2], "regions"),
+        "name": ("str", "a # b", "text"),
+    }
 
 
-@pytest.mark.parametrize("source", [
-    "lr = 0.1  # no annotation", "lr: float = 0.1", "lr: float = 1 / 10  # computed", "lr: float = open('x')  # a call",
-    "scales: list[int] = [1,\n 2]  # two lines", "lr: float  # no value", "import os", "p.lr: float = 1  # attribute",
-])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "lr = 0.1  # no annotation",
+        "lr: float = 0.1",
+        "lr: float = 1 / 10  # computed",
+        "lr: float = open('x')  # a call",
+        "scales: list[int] = [1,\n 2]  # two lines",
+        "lr: float  # no value",
+        "import os",
+        "p.lr: float = 1  # attribute",
+    ],
+)
 def test_read_cell_refuses_lines_of_another_form(tmp_path, source):
     with pytest.raises(InputError, match="line 1 of the parameters cell of nb.ipynb must be"):
         read_cell(notebook(tmp_path, source))
@@ -191,9 +266,20 @@ def test_read_cell_refuses_no_cell_two_cells_and_no_python(tmp_path):
         read_cell(notebook(tmp_path, "lr: float = ("))
 
 
-@pytest.mark.parametrize("content", [
-    b"", b"{", b"[]", b"null", b'{"cells": 3}', b'{"cells": [3]}', b"\xff\xfe", b'{"cells": [{"metadata": null}]}', b"[" * 100_000,
-])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'{"cells": 3}',
+        b'{"cells": [3]}',
+        b"\xff\xfe",
+        b'{"cells": [{"metadata": null}]}',
+        b"[" * 100_000,
+    ],
+)
 def test_read_cell_refuses_files_that_are_no_notebooks(tmp_path, content):
     path = tmp_path / "nb.ipynb"
     path.write_bytes(content)
@@ -207,12 +293,15 @@ def test_read_cell_refuses_a_file_that_is_far_too_large(tmp_path, monkeypatch):
         read_cell(notebook(tmp_path, "lr: float = 1.0  # rate"))
 
 
-@pytest.mark.parametrize("values, words", [
-    ({"confidence_low": 0.5, "confidence_middle": 0.3, "confidence_top": 0.9}, "must rise"),
-    ({"confidence_low": 0.3, "confidence_middle": 0.3, "confidence_top": 0.9}, "must rise"),
-    ({"num_draw": 5, "num_crops": 4}, "num_draw must be at most num_crops"),
-    ({"tournament": 9, "population": 8, "budget": 20}, "must not fall"),
-])
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        ({"confidence_low": 0.5, "confidence_middle": 0.3, "confidence_top": 0.9}, "must rise"),
+        ({"confidence_low": 0.3, "confidence_middle": 0.3, "confidence_top": 0.9}, "must rise"),
+        ({"num_draw": 5, "num_crops": 4}, "num_draw must be at most num_crops"),
+        ({"tournament": 9, "population": 8, "budget": 20}, "must not fall"),
+    ],
+)
 def test_values_of_the_reading_list_that_exclude_each_other_are_refused(values, words):
     with pytest.raises(InputError, match=words):
         resolve(values)

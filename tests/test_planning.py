@@ -35,6 +35,7 @@ def params(project, text, name="fine", profile="standard"):
 
 # --- notebooks, profiles, parameters -------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("name", ["fine", "fine.ipynb", "notebooks/fine.ipynb", "./notebooks/fine", "fine/"])
 def test_a_notebook_is_found_by_name_with_or_without_folder_and_ending(project, name):
     assert plan(name).path == FIXTURES / "fine.ipynb"
@@ -92,24 +93,39 @@ def test_an_unknown_profile_is_refused_with_the_nearest(project):
         plan("fine", "standart")
 
 
-@pytest.mark.parametrize("values, message", [
-    ({"epoch": 3}, "unknown parameter of fine 'epoch'; did you mean 'epochs'"),
-    ({"temperature": 4}, "unknown parameter of fine 'temperature'"),
-    ({"epochs": 0}, "epochs must be"),
-    ({"solver": "dim"}, "unknown solver 'dim'"),
-])
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"epoch": 3}, "unknown parameter of fine 'epoch'; did you mean 'epochs'"),
+        ({"temperature": 4}, "unknown parameter of fine 'temperature'"),
+        ({"epochs": 0}, "epochs must be"),
+        ({"solver": "dim"}, "unknown solver 'dim'"),
+    ],
+)
 def test_bad_parameters_are_refused(project, values, message):
     with pytest.raises(InputError, match=message):
         plan("fine", overrides=values)
 
 
-@pytest.mark.parametrize("text, message", [
-    ("epochs: [[1]]", "flat list of lines"), ("- epochs", "flat list of lines"), ("epochs: {a: 1}", "flat list of lines"),
-    ("epochs: 1\nepochs: 2", "gives epochs twice"), ("epochs: [", "is no YAML"), ("epochs: !!python/object:os.system x", "is no YAML"),
-    ("a: &a [1]\nb: *a\n? [x]\n: 1", "flat list of lines"), ("epochs: 1\n" + "#" * 70_000, "larger than"), ("\0", "is no YAML"),
-    ("epochs: 2001-99-99", "is no YAML"), ("lr: !!float x", "is no YAML"), ("epochs: " + "[" * 5000, "is no YAML"),
-    ("!!set {}", "flat list of lines"), ("? 0x" + "f" * 5000 + "\n: 1", "flat list of lines"),
-])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("epochs: [[1]]", "flat list of lines"),
+        ("- epochs", "flat list of lines"),
+        ("epochs: {a: 1}", "flat list of lines"),
+        ("epochs: 1\nepochs: 2", "gives epochs twice"),
+        ("epochs: [", "is no YAML"),
+        ("epochs: !!python/object:os.system x", "is no YAML"),
+        ("a: &a [1]\nb: *a\n? [x]\n: 1", "flat list of lines"),
+        ("epochs: 1\n" + "#" * 70_000, "larger than"),
+        ("\0", "is no YAML"),
+        ("epochs: 2001-99-99", "is no YAML"),
+        ("lr: !!float x", "is no YAML"),
+        ("epochs: " + "[" * 5000, "is no YAML"),
+        ("!!set {}", "flat list of lines"),
+        ("? 0x" + "f" * 5000 + "\n: 1", "flat list of lines"),
+    ],
+)
 def test_a_parameter_file_of_another_form_is_refused(project, text, message):
     params(project, text)
     with pytest.raises(InputError, match=message) as caught:
@@ -124,11 +140,18 @@ def test_an_empty_parameter_file_gives_the_defaults(project):
 
 def test_overrides_of_the_command_line_are_read_like_a_file():
     assert parse_overrides(["epochs=5", "lr=1e-2", "milestones=[1, 2]", "device=cuda:0", "teacher_checkpoint=a=b"]) == {
-        "epochs": 5, "lr": "1e-2", "milestones": [1, 2], "device": "cuda:0", "teacher_checkpoint": "a=b"}
+        "epochs": 5,
+        "lr": "1e-2",
+        "milestones": [1, 2],
+        "device": "cuda:0",
+        "teacher_checkpoint": "a=b",
+    }
     assert parse_overrides(["solver=no"]) == {"solver": "no"}
 
 
-@pytest.mark.parametrize("pair", ["epochs", "=5", "milestones=[1", "epochs=2001-99-99", "milestones=[[1]]", "lr=!!float x"])
+@pytest.mark.parametrize(
+    "pair", ["epochs", "=5", "milestones=[1", "epochs=2001-99-99", "milestones=[[1]]", "lr=!!float x"]
+)
 def test_an_override_of_another_form_is_refused(pair):
     with pytest.raises(InputError):
         parse_overrides([pair])
@@ -142,6 +165,7 @@ def test_a_limit_is_a_positive_number_of_seconds():
 
 
 # --- data ----------------------------------------------------------------------------------------------------------------------
+
 
 def idx(*sizes, cut=0):
     content = b"\0\0\x08" + bytes([len(sizes)]) + struct.pack(f">{len(sizes)}I", *sizes)
@@ -166,7 +190,10 @@ def test_whole_data_files_are_accepted(project):
 
 def test_truncated_data_files_are_refused(project):
     fashion(project, cut=1)
-    with pytest.raises(InputError, match="train-images-idx3-ubyte is truncated or damaged: its header promises 2368 bytes, it holds 2367"):
+    with pytest.raises(
+        InputError,
+        match="train-images-idx3-ubyte is truncated or damaged: its header promises 2368 bytes, it holds 2367",
+    ):
         plan("needs_data", overrides={"dataset": "fashion_mnist"})
 
 
@@ -177,9 +204,14 @@ def test_missing_data_are_refused_with_what_to_do(project):
 
 # --- the teacher's weights -----------------------------------------------------------------------------------------------------
 
+
 def checkpoint(project, num_classes):
     path = project / "teacher.safetensors"
-    weights = {"conv.weight": torch.zeros(4, 1, 3, 3), "fc.weight": torch.zeros(num_classes, 4), "fc.bias": torch.zeros(num_classes)}
+    weights = {
+        "conv.weight": torch.zeros(4, 1, 3, 3),
+        "fc.weight": torch.zeros(num_classes, 4),
+        "fc.bias": torch.zeros(num_classes),
+    }
     save_state(path, {"model": weights})
     return path
 

@@ -5,8 +5,11 @@ import torch
 
 from kdnb import plots
 
-ROWS = [{"setting": name, "seed": seed, "top1": value} for name, values in {"a": (0.1, 0.3), "b": (0.5, 0.9)}.items()
-        for seed, value in enumerate(values)]
+ROWS = [
+    {"setting": name, "seed": seed, "top1": value}
+    for name, values in {"a": (0.1, 0.3), "b": (0.5, 0.9)}.items()
+    for seed, value in enumerate(values)
+]
 
 
 def test_every_seed_is_a_dot_and_the_mean_a_bar():
@@ -17,7 +20,9 @@ def test_every_seed_is_a_dot_and_the_mean_a_bar():
 
 
 def test_a_panel_goes_through_the_means_of_its_values():
-    axes = plots.sensitivity({"temperature": {"1": [0.2, 0.4], "2": [0.5]}, "kd_weight": {"9": [0.6]}}, "top-1", {"alone": 0.1}).axes
+    axes = plots.sensitivity(
+        {"temperature": {"1": [0.2, 0.4], "2": [0.5]}, "kd_weight": {"9": [0.6]}}, "top-1", {"alone": 0.1}
+    ).axes
     assert axes[0].lines[0].get_ydata().tolist() == pytest.approx([0.3, 0.5])
     assert [axis.get_xlabel() for axis in axes] == ["temperature", "kd_weight"]
 
@@ -40,7 +45,9 @@ def test_region_maps_lay_the_kinds_over_the_image_row_by_row(channels):
 
 def test_bands_are_means_over_their_range_and_more_series_than_colours_are_drawn():
     rows = [{"flips": at, "mean": 0.5 * at, "low": 0.0, "high": at} for at in (0, 1, 2)]
-    axis = plots.bands({f"series {number}": rows for number in range(10)}, "x", "y", "title", reference={"chance": 0.1}).axes[0]
+    axis = plots.bands(
+        {f"series {number}": rows for number in range(10)}, "x", "y", "title", reference={"chance": 0.1}
+    ).axes[0]
     assert len(axis.collections) == 10 and len(axis.lines) == 11
     assert list(axis.lines[0].get_ydata()) == [0.0, 0.5, 1.0] and list(axis.lines[-1].get_ydata()) == [0.1, 0.1]
     assert axis.collections[0].get_paths()[0].get_extents().ymax == 2 and axis.get_title() == "title"

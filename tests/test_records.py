@@ -25,7 +25,13 @@ def outputs(tmp_path, monkeypatch):
 
 def test_a_run_is_found_by_its_name_or_by_its_path_from_here_or_from_the_outputs(outputs):
     folder = (outputs / "standard/other/seed2-c").resolve()
-    for given in ("seed2-c", "standard/other/seed2-c", "outputs/standard/other/seed2-c", str(folder), "quick/../standard/other/seed2-c/"):
+    for given in (
+        "seed2-c",
+        "standard/other/seed2-c",
+        "outputs/standard/other/seed2-c",
+        str(folder),
+        "quick/../standard/other/seed2-c/",
+    ):
         assert find_run(given) == folder
 
 
@@ -35,7 +41,9 @@ def test_from_inside_the_folder_a_name_alone_will_do(outputs, monkeypatch):
 
 
 def test_a_name_that_several_runs_have_is_refused_with_all_of_them(outputs):
-    with pytest.raises(InputError, match="several runs are called seed0-a; say which: quick/fine/seed0-a, standard/fine/seed0-a"):
+    with pytest.raises(
+        InputError, match="several runs are called seed0-a; say which: quick/fine/seed0-a, standard/fine/seed0-a"
+    ):
         find_run("seed0-a")
 
 
@@ -44,8 +52,26 @@ def test_an_unknown_name_gets_the_nearest_one(outputs):
         find_run("seed2-d")
 
 
-@pytest.mark.parametrize("given", ["..", ".", "../..", "../secret/nb/run", "quick/fine", "quick", "/", "/etc", "outputs/../secret/nb/run",
-                                   "link/fine/run", "quick/fine/link", "nowhere/x/y", "", "a\0b", "quick/fine/seed0-a/tables"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        "..",
+        ".",
+        "../..",
+        "../secret/nb/run",
+        "quick/fine",
+        "quick",
+        "/",
+        "/etc",
+        "outputs/../secret/nb/run",
+        "link/fine/run",
+        "quick/fine/link",
+        "nowhere/x/y",
+        "",
+        "a\0b",
+        "quick/fine/seed0-a/tables",
+    ],
+)
 def test_no_argument_leads_out_of_the_outputs(outputs, given):
     secret = outputs.parent / "secret" / "nb" / "run"
     secret.mkdir(parents=True)
@@ -80,6 +106,7 @@ def test_a_changed_file_of_a_run_is_a_problem_that_names_it(outputs):
 
 
 # --- a plan from a record ------------------------------------------------------------------------------------------------------
+
 
 @pytest.fixture
 def fixtures(outputs, monkeypatch):

@@ -11,18 +11,25 @@ from kdnb.files import write_record
 from kdnb.records import find_runs, read_run
 from kdnb.report import build_report, differences, report, summarize
 
-PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg==")
+PIXEL = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
+)
 
 
 def make_run(outputs: Path, seed: int, value: float, notebook="01_teacher", profile="quick", **parameters) -> Path:
     folder = outputs / profile / notebook / f"seed{seed}-{'-'.join(map(str, parameters.values()))}"
     (folder / "figures").mkdir(parents=True)
     values = {"seed": seed} | parameters
-    write_record(folder / "run.json", {"parameters": values, "versions": {"torch": "2.0"}, "hardware": {"cores": 2}, "commit": "abc"})
+    write_record(
+        folder / "run.json",
+        {"parameters": values, "versions": {"torch": "2.0"}, "hardware": {"cores": 2}, "commit": "abc"},
+    )
     write_record(folder / "execution.json", {"status": "ok", "seconds": 3.5, "peak_memory_mib": 700})
     (folder / "results.csv").write_text(f"notebook,metric,value,seed\n{notebook},top1,{value},{seed}\n")
     (folder / "figures" / "curves.png").write_bytes(PIXEL)
-    notebook_node = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 + 1"), nbformat.v4.new_markdown_cell("the end")])
+    notebook_node = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell("1 + 1"), nbformat.v4.new_markdown_cell("the end")]
+    )
     nbformat.write(notebook_node, folder / "notebook.ipynb")
     return folder
 
@@ -55,8 +62,12 @@ def test_the_csv_holds_every_single_value(outputs):
     runs = [make_run(outputs, 0, 0.9), make_run(outputs, 1, 0.8), make_run(outputs, 0, 0.7, notebook="02_synthesis")]
     build_report(runs, outputs / "demo", "demo")
     rows = list(csv.reader((outputs / "demo" / "results.csv").open()))
-    assert rows == [["notebook", "metric", "value", "seed"], ["01_teacher", "top1", "0.9", "0"], ["01_teacher", "top1", "0.8", "1"],
-                    ["02_synthesis", "top1", "0.7", "0"]]
+    assert rows == [
+        ["notebook", "metric", "value", "seed"],
+        ["01_teacher", "top1", "0.9", "0"],
+        ["01_teacher", "top1", "0.8", "1"],
+        ["02_synthesis", "top1", "0.7", "0"],
+    ]
 
 
 def test_the_page_shows_numbers_figures_versions_and_links_that_exist(outputs):
@@ -84,7 +95,9 @@ def test_markup_from_a_run_stays_text(outputs):
 
 def test_scripts_in_notebook_outputs_are_left_out(outputs):
     folder = make_run(outputs, 0, 0.9)
-    cell = nbformat.v4.new_code_cell("x", outputs=[nbformat.v4.new_output("display_data", {"text/html": "<b>bold</b><script>evil()</script>"})])
+    cell = nbformat.v4.new_code_cell(
+        "x", outputs=[nbformat.v4.new_output("display_data", {"text/html": "<b>bold</b><script>evil()</script>"})]
+    )
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), folder / "notebook.ipynb")
     build_report([folder], outputs / "demo", "demo")
     (page,) = (outputs / "demo" / "notebooks").glob("*.html")
@@ -100,10 +113,17 @@ def test_formulas_survive_in_the_notebook_pages(outputs):
     assert r"\tau^2 \sum_k p_k &lt; 1" in page.read_text()
 
 
-@pytest.mark.parametrize("name, content", [
-    ("run.json", "{"), ("execution.json", ""), ("results.csv", "a,b\n1,2\n"), ("results.csv", "notebook,metric,value,seed\nx,y,high,0\n"),
-    ("notebook.ipynb", "{"), ("figures/curves.png", ""),
-])
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("run.json", "{"),
+        ("execution.json", ""),
+        ("results.csv", "a,b\n1,2\n"),
+        ("results.csv", "notebook,metric,value,seed\nx,y,high,0\n"),
+        ("notebook.ipynb", "{"),
+        ("figures/curves.png", ""),
+    ],
+)
 def test_damaged_files_of_a_run_do_not_stop_the_report(outputs, name, content):
     folder = make_run(outputs, 0, 0.9)
     (folder / name).write_text(content)
@@ -113,7 +133,10 @@ def test_damaged_files_of_a_run_do_not_stop_the_report(outputs, name, content):
 def test_a_failed_run_is_shown_as_such(outputs):
     folder = make_run(outputs, 0, 0.9)
     write_record(folder / "execution.json", {"status": "killed", "message": "the kernel was killed by SIGKILL"})
-    assert "killed</span>: the kernel was killed by SIGKILL" in build_report([folder], outputs / "demo", "demo").read_text()
+    assert (
+        "killed</span>: the kernel was killed by SIGKILL"
+        in build_report([folder], outputs / "demo", "demo").read_text()
+    )
 
 
 def test_a_profile_is_reported_with_all_its_runs(outputs):
@@ -136,11 +159,20 @@ def test_values_survive_a_json_round_trip(outputs):
 
 
 def test_differences_to_a_baseline_are_paired_by_seed(outputs):
-    values = {"kd": (0.90, 0.91, 0.93), "dkd": (0.92, 0.92, 0.96, 0.1)}  # differences 0.02, 0.01, 0.03; the fourth seed has no partner
-    runs = [make_run(outputs, seed, value, method=method) for method, row in values.items() for seed, value in enumerate(row)]
+    values = {
+        "kd": (0.90, 0.91, 0.93),
+        "dkd": (0.92, 0.92, 0.96, 0.1),
+    }  # differences 0.02, 0.01, 0.03; the fourth seed has no partner
+    runs = [
+        make_run(outputs, seed, value, method=method)
+        for method, row in values.items()
+        for seed, value in enumerate(row)
+    ]
     (row,) = differences(summarize(map(read_run, runs)), "method=kd")
     assert (row.variant, row.metric, row.n) == ("method=dkd", "top1", 3)
-    assert row.mean == pytest.approx(0.02) and row.high - row.mean == pytest.approx(4.302653 * 0.01 / 3**0.5)  # t of two degrees of freedom
+    assert row.mean == pytest.approx(0.02) and row.high - row.mean == pytest.approx(
+        4.302653 * 0.01 / 3**0.5
+    )  # t of two degrees of freedom
     html = build_report(runs, outputs / "demo", "demo", "method=kd").read_text()
     assert "+0.02" in html and "-0.004841 to +0.04484" in html
 

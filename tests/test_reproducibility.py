@@ -11,11 +11,24 @@ from kdnb.reproducibility import checklist, hashes, provenance
 def make(folder, seed=0, commit="abc", results="top1,0.9", table="", status="ok", **parameters):
     folder = folder / "quick" / "01_teacher" / f"seed{seed}-{len(parameters)}"
     (folder / "tables").mkdir(parents=True)
-    record = {"notebook": "01_teacher", "profile": "quick", "parameters": {"seed": seed} | parameters, "seeds": {"torch": seed}, "threads": 1,
-              "versions": {"torch": "2"}, "hardware": {"cores": 2}, "commit": commit, "started": "now",
-              "data_hashes": {"private": "aa", "test": "bb"}, "teacher_hash": "cc", "files": {}}
+    record = {
+        "notebook": "01_teacher",
+        "profile": "quick",
+        "parameters": {"seed": seed} | parameters,
+        "seeds": {"torch": seed},
+        "threads": 1,
+        "versions": {"torch": "2"},
+        "hardware": {"cores": 2},
+        "commit": commit,
+        "started": "now",
+        "data_hashes": {"private": "aa", "test": "bb"},
+        "teacher_hash": "cc",
+        "files": {},
+    }
     write_record(folder / "run.json", record)
-    write_record(folder / "execution.json", {"status": status, "seconds": 3.5, "peak_memory_mib": 700, "notebook_hash": "dd"})
+    write_record(
+        folder / "execution.json", {"status": status, "seconds": 3.5, "peak_memory_mib": 700, "notebook_hash": "dd"}
+    )
     lines = "".join(f"01_teacher,{line},{seed}\n" for line in results.split())
     (folder / "results.csv").write_text("notebook,metric,value,seed\n" + lines)
     if table:
@@ -31,19 +44,37 @@ def test_everything_that_was_recorded_has_its_section(tmp_path):
     found = provenance(make(tmp_path, epochs=5))
     assert list(found) == ["parameters", "seeds", "hashes", "versions", "hardware", "execution"]
     assert found["hashes"] == {"data_hashes.private": "aa", "data_hashes.test": "bb", "teacher_hash": "cc"}
-    assert found["execution"] == {"profile": "quick", "threads": 1, "commit": "abc", "started": "now", "seconds": 3.5, "peak_memory_mib": 700,
-                                  "status": "ok", "notebook_hash": "dd"}
+    assert found["execution"] == {
+        "profile": "quick",
+        "threads": 1,
+        "commit": "abc",
+        "started": "now",
+        "seconds": 3.5,
+        "peak_memory_mib": 700,
+        "status": "ok",
+        "notebook_hash": "dd",
+    }
 
 
 def test_a_good_run_of_three_seeds_meets_every_line(tmp_path):
-    runs = [make(tmp_path, seed, results="top1,0.9 best_top1,0.91", table="setting,top1\nstudent alone,0.8\nplain KD,0.9\n") for seed in range(3)]
+    runs = [
+        make(tmp_path, seed, results="top1,0.9 best_top1,0.91", table="setting,top1\nstudent alone,0.8\nplain KD,0.9\n")
+        for seed in range(3)
+    ]
     assert set(met(runs[0], runs).values()) == {True}
 
 
-@pytest.mark.parametrize("change, word", [
-    ({"status": "killed"}, "well"), ({"commit": "abc+"}, "commit"), ({"commit": "unknown"}, "commit"), ({"results": "top1,nan"}, "number"),
-    ({"results": "best_top1,0.9"}, "it"), ({"table": "setting,top1\nplain KD,0.9\n"}, "shown"),
-])
+@pytest.mark.parametrize(
+    "change, word",
+    [
+        ({"status": "killed"}, "well"),
+        ({"commit": "abc+"}, "commit"),
+        ({"commit": "unknown"}, "commit"),
+        ({"results": "top1,nan"}, "number"),
+        ({"results": "best_top1,0.9"}, "it"),
+        ({"table": "setting,top1\nplain KD,0.9\n"}, "shown"),
+    ],
+)
 def test_each_line_can_fail(tmp_path, change, word):
     assert met(make(tmp_path, **change))[word] is False
 

@@ -10,14 +10,25 @@ from kdnb.reuse_study import convergence, mean_curve
 
 
 def task(*rows: tuple[float, float, float]) -> Task:
-    history = [{"epoch": epoch, "bn": bn, "oh": oh, "top1": top1, "elapsed": 2.0 * epoch} for epoch, (bn, oh, top1) in enumerate(rows, start=1)]
+    history = [
+        {"epoch": epoch, "bn": bn, "oh": oh, "top1": top1, "elapsed": 2.0 * epoch}
+        for epoch, (bn, oh, top1) in enumerate(rows, start=1)
+    ]
     return Task(nn.Identity(), nn.Identity(), history, [], torch.zeros(1), torch.zeros(1), {})
 
 
 def test_a_run_is_summed_up():
     found = convergence(task((8.0, 2.0, 0.1), (4.0, 2.0, 0.5), (3.0, 2.0, 0.9)), target=0.5)
-    assert found == {"first": 10.0, "round_2": 6.0, "last": 5.0, "area": 7.0, "top1": 0.9, "mean_top1": pytest.approx(0.5),
-                     "rounds_to_target": 2, "seconds_to_target": 4.0}
+    assert found == {
+        "first": 10.0,
+        "round_2": 6.0,
+        "last": 5.0,
+        "area": 7.0,
+        "top1": 0.9,
+        "mean_top1": pytest.approx(0.5),
+        "rounds_to_target": 2,
+        "seconds_to_target": 4.0,
+    }
 
 
 def test_a_target_that_is_missed_has_no_round():
@@ -41,15 +52,22 @@ def test_settings_are_modes_with_rules_and_rules_that_choose_alike_share_a_run(m
 
     trained = SimpleNamespace(model=nn.Identity())
     for name, stand_in in {
-        "train_or_load": lambda *_, **__: trained, "teacher_recipe": lambda _: None, "generator_config": lambda *_, **__: None,
-        "generator_task": generator_task, "export_parts": lambda _, branch: branch,
+        "train_or_load": lambda *_, **__: trained,
+        "teacher_recipe": lambda _: None,
+        "generator_config": lambda *_, **__: None,
+        "generator_task": generator_task,
+        "export_parts": lambda _, branch: branch,
         "reused_branch": lambda first, teacher, rule, seed: {"less_active": "gan2"}.get(rule, rule),
     }.items():
         monkeypatch.setattr(reuse_study, name, stand_in)
     values, modes = {"next_epochs": 1}, ["anew", "reuse_common", "reuse_fix"]
     rows, tasks = reuse_study.reuse_study(None, "a", "b", "c", modes, [4, 5], values, 0.5, ["gan1", "less_active"])
     settings = ["anew", "reuse_common gan1", "reuse_common less_active", "reuse_fix gan1", "reuse_fix less_active"]
-    assert [(row["setting"], row["seed"]) for row in rows] == list(tasks) == [(setting, seed) for seed in (4, 5) for setting in settings]
+    assert (
+        [(row["setting"], row["seed"]) for row in rows]
+        == list(tasks)
+        == [(setting, seed) for seed in (4, 5) for setting in settings]
+    )
     assert [row["branch"] for row in rows[:3]] == [None, "gan1", "gan2"]
     assert made[:4] == [("anew", None, 4), ("anew", None, 4), ("reuse_common", "gan1", 4), ("reuse_common", "gan2", 4)]
     rows, _ = reuse_study.reuse_study(None, "a", "b", "c", modes, [0], values, 0.5)

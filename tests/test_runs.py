@@ -51,7 +51,11 @@ def test_results_are_a_table_with_one_row_a_metric(outputs):
     run.result("top1", 0.75)
     run.result("loss", 1 / 3)
     rows = list(csv.reader((run.folder / "results.csv").open()))
-    assert rows == [["notebook", "metric", "value", "seed"], ["demo", "top1", "0.75", "2"], ["demo", "loss", "0.333333", "2"]]
+    assert rows == [
+        ["notebook", "metric", "value", "seed"],
+        ["demo", "top1", "0.75", "2"],
+        ["demo", "loss", "0.333333", "2"],
+    ]
 
 
 def test_the_metric_log_is_one_json_object_a_line(outputs):
@@ -78,7 +82,9 @@ def test_a_run_killed_while_it_replaces_a_table_has_no_damaged_file(outputs, mon
     run.table("numbers", [{"x": 2}])
     assert "replaces" not in json.loads((run.folder / "run.json").read_text())
     note, notes = run.note, []
-    monkeypatch.setattr(run, "note", lambda **entries: note(**entries) if "replaces" in entries else notes.append(entries))
+    monkeypatch.setattr(
+        run, "note", lambda **entries: note(**entries) if "replaces" in entries else notes.append(entries)
+    )
     run.table("numbers", [{"x": 3}])
     assert notes and read_run(run.folder).problems == []
     (run.folder / "tables" / "numbers.csv").write_text("x\n2\n")
@@ -111,9 +117,13 @@ def test_run_names_are_stable_across_versions_of_the_code():
 
 def test_a_second_process_waits_for_the_first(outputs):
     run = start_run("demo", {"seed": 0, "threads": 1})
-    code = ("from filelock import FileLock, Timeout\nimport sys\n"
-            "try:\n    FileLock(sys.argv[1]).acquire(timeout=0)\n    print('free')\nexcept Timeout:\n    print('held')")
-    found = subprocess.run([sys.executable, "-c", code, str(run.folder / "lock")], capture_output=True, text=True, check=True)
+    code = (
+        "from filelock import FileLock, Timeout\nimport sys\n"
+        "try:\n    FileLock(sys.argv[1]).acquire(timeout=0)\n    print('free')\nexcept Timeout:\n    print('held')"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code, str(run.folder / "lock")], capture_output=True, text=True, check=True
+    )
     assert found.stdout.strip() == "held"
 
 

@@ -33,6 +33,7 @@ def project(tmp_path, monkeypatch):
 
 # --- YAML ----------------------------------------------------------------------------------------------------------------------
 
+
 def test_a_small_number_without_a_dot_is_a_number_in_files_and_on_the_command_line(project):
     (project / "params" / "standard" / "fine.yaml").write_text("lr: 1e-6\n")
     assert plan("fine", "standard").parameters.lr == 1e-6
@@ -54,7 +55,10 @@ def test_code_in_yaml_is_refused_and_never_runs(project, tag):
 
 # --- paths ---------------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("name", ["../escape", "..", "a/../../b", "/absolute", "a\\b", "C:x", "", ".hidden", "x\0y", "a\nb"])
+
+@pytest.mark.parametrize(
+    "name", ["../escape", "..", "a/../../b", "/absolute", "a\\b", "C:x", "", ".hidden", "x\0y", "a\nb"]
+)
 @pytest.mark.parametrize("kind", ["table", "figure"])
 def test_no_name_of_a_table_or_figure_leads_out_of_the_run(project, kind, name):
     run = Run("demo", "quick", {"seed": 0}, project / "outputs" / "quick" / "demo" / "seed0")
@@ -71,6 +75,7 @@ def test_no_name_of_a_table_or_figure_leads_out_of_the_run(project, kind, name):
 
 # --- JupyterLab ----------------------------------------------------------------------------------------------------------------
 
+
 def test_the_lab_listens_on_this_machine_only_and_keeps_its_token(monkeypatch):
     called = []
     monkeypatch.setattr(tasks, "_call", lambda *command, **environment: called.append((command, environment)))
@@ -81,16 +86,29 @@ def test_the_lab_listens_on_this_machine_only_and_keeps_its_token(monkeypatch):
 
 
 def test_nothing_in_the_repository_switches_the_token_off():
-    names = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, text=True).stdout.split("\0")
-    files = [ROOT / name for name in names if name and (ROOT / name).suffix in (".py", ".toml", ".yaml", ".yml", ".json", ".cfg", ".sh", ".md", "")]
+    names = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, text=True).stdout.split(
+        "\0"
+    )
+    files = [
+        ROOT / name
+        for name in names
+        if name and (ROOT / name).suffix in (".py", ".toml", ".yaml", ".yml", ".json", ".cfg", ".sh", ".md", "")
+    ]
     if not files:
         pytest.skip("no checkout")
     assert not [path for path in files if re.fullmatch(r"jupyter.*config.*", path.name)]
-    setting = re.compile(r"(ServerApp|NotebookApp|IdentityProvider|PasswordIdentityProvider)\.(token|password|hashed_password)\b|JUPYTER_TOKEN")
-    assert not [path.name for path in files if path.is_file() and path != Path(__file__) and setting.search(path.read_text(errors="replace"))]
+    setting = re.compile(
+        r"(ServerApp|NotebookApp|IdentityProvider|PasswordIdentityProvider)\.(token|password|hashed_password)\b|JUPYTER_TOKEN"
+    )
+    assert not [
+        path.name
+        for path in files
+        if path.is_file() and path != Path(__file__) and setting.search(path.read_text(errors="replace"))
+    ]
 
 
 # --- reports -------------------------------------------------------------------------------------------------------------------
+
 
 def test_markup_in_a_parameter_is_text_in_the_report(tmp_path, monkeypatch):
     monkeypatch.setenv("KDNB_OUTPUTS", str(tmp_path))

@@ -13,7 +13,14 @@ from kdnb.errors import InputError
 from kdnb.losses.soft_labels import CONTEXT, DISCARD_EASY, DISCARD_HARD, POSITIVE, compress_labels, soft_cross_entropy
 from kdnb.models import build
 from kdnb.models.base import Features
-from kdnb.softlabel_training import ReplaySplit, StoredLabels, Thresholds, distil_from_store, forward_cost, stored_confidence
+from kdnb.softlabel_training import (
+    ReplaySplit,
+    StoredLabels,
+    Thresholds,
+    distil_from_store,
+    forward_cost,
+    stored_confidence,
+)
 from kdnb.softlabels import LabelStore
 from kdnb.training import fit
 from kdnb.training_recipe import Recipe
@@ -51,13 +58,24 @@ class Killed(BaseException):
 
 
 def test_a_pass_shows_every_image_m_times_with_its_own_crops_and_labels():
-    (crops, targets), = split().epoch(seed=1, epoch=0, batch_size=12, steps=range(1))
+    ((crops, targets),) = split().epoch(seed=1, epoch=0, batch_size=12, steps=range(1))
     assert crops.shape == (12, 1, 8, 8) and targets.shape == (12, K)
     seen = []
     for crop, target in zip(crops, targets, strict=True):
         number = int((CONFIDENCE - target.max()).abs().argmin())
-        owner = [i for i in range(N) if torch.equal(replay_crops(IMAGES[i:i + 1], store().boxes[i:i + 1, number:number + 1],
-                                                                 torch.zeros(1, 1, dtype=torch.bool), 8)[0, 0], crop)]
+        owner = [
+            i
+            for i in range(N)
+            if torch.equal(
+                replay_crops(
+                    IMAGES[i : i + 1],
+                    store().boxes[i : i + 1, number : number + 1],
+                    torch.zeros(1, 1, dtype=torch.bool),
+                    8,
+                )[0, 0],
+                crop,
+            )
+        ]
         assert len(owner) == 1 and int(LABELS[owner[0]]) == int(target.argmax())
         seen.append((owner[0], number))
     assert len(set(seen)) == 12 and sorted(image for image, _ in seen) == sorted(2 * list(range(N)))
@@ -65,37 +83,42 @@ def test_a_pass_shows_every_image_m_times_with_its_own_crops_and_labels():
 
 def test_a_step_does_not_depend_on_the_steps_before_it():
     straight = list(split().epoch(3, 1, 4, range(3)))
-    alone, = split().epoch(3, 1, 4, range(2, 3))
+    (alone,) = split().epoch(3, 1, 4, range(2, 3))
     assert all(torch.equal(a, b) for a, b in zip(straight[2], alone, strict=True))
-    other, = split().epoch(4, 1, 4, range(2, 3))
+    (other,) = split().epoch(4, 1, 4, range(2, 3))
     assert not torch.equal(alone[0], other[0])
 
 
 def test_the_regions_follow_the_thresholds():
-    assert split(thresholds=THRESHOLDS).regions().tolist() == [[DISCARD_HARD, CONTEXT, POSITIVE, POSITIVE, DISCARD_EASY]] * N
+    assert (
+        split(thresholds=THRESHOLDS).regions().tolist()
+        == [[DISCARD_HARD, CONTEXT, POSITIVE, POSITIVE, DISCARD_EASY]] * N
+    )
 
 
 def test_discarded_crops_are_drawn_only_where_nothing_else_is_left():
     for epoch in range(5):
-        (_, targets), = split(thresholds=THRESHOLDS, num_draw=3).epoch(0, epoch, 18, range(1))
+        ((_, targets),) = split(thresholds=THRESHOLDS, num_draw=3).epoch(0, epoch, 18, range(1))
         assert torch.allclose(targets.sum(1), torch.ones(18)), "three useful crops an image: no other is needed"
-    (_, targets), = split(thresholds=THRESHOLDS, num_draw=5).epoch(0, 0, 30, range(1))
+    ((_, targets),) = split(thresholds=THRESHOLDS, num_draw=5).epoch(0, 0, 30, range(1))
     assert int((targets.sum(1) == 0).sum()) == 2 * N, "the two discarded crops of each image carry no target"
 
 
 def test_context_crops_get_the_smoothed_label_and_positives_keep_theirs():
-    (_, targets), = split(thresholds=THRESHOLDS, num_draw=3).epoch(0, 0, 18, range(1))
+    ((_, targets),) = split(thresholds=THRESHOLDS, num_draw=3).epoch(0, 0, 18, range(1))
     expected = torch.tensor([0.6, 0.9, 0.9]).repeat(N)  # positives 0.6 and 0.9; the context crop 1 - smoothing = 0.9
     assert torch.allclose(targets.amax(1).sort().values, expected.sort().values)
 
 
 def test_mixing_stays_inside_an_image_and_leaves_crops_without_target_alone():
-    plain, = split(num_draw=5).epoch(0, 0, 30, range(1))
-    mixed, = split(num_draw=5, mix=0.0).epoch(0, 0, 30, range(1))
-    assert torch.allclose(mixed[1].view(N, 5, K).mean(1), plain[1].view(N, 5, K).mean(1), atol=1e-6), "a rotation inside each image"
+    (plain,) = split(num_draw=5).epoch(0, 0, 30, range(1))
+    (mixed,) = split(num_draw=5, mix=0.0).epoch(0, 0, 30, range(1))
+    assert torch.allclose(mixed[1].view(N, 5, K).mean(1), plain[1].view(N, 5, K).mean(1), atol=1e-6), (
+        "a rotation inside each image"
+    )
     assert not torch.allclose(mixed[0], plain[0])
-    unmixed, = split(num_draw=5, thresholds=THRESHOLDS).epoch(0, 0, 30, range(1))
-    both, = split(num_draw=5, thresholds=THRESHOLDS, mix=0.0).epoch(0, 0, 30, range(1))
+    (unmixed,) = split(num_draw=5, thresholds=THRESHOLDS).epoch(0, 0, 30, range(1))
+    (both,) = split(num_draw=5, thresholds=THRESHOLDS, mix=0.0).epoch(0, 0, 30, range(1))
     assert torch.allclose(both[0], unmixed[0])
 
 
@@ -121,7 +144,9 @@ def test_a_killed_replay_resumes_bit_for_bit(stop, tmp_path, monkeypatch):
         return build("resnet8w4", num_classes=K, in_channels=1)
 
     def train(net, folder=None):
-        return fit(net, split(thresholds=THRESHOLDS, mix=0.5), test, recipe, method=StoredLabels(), seed=2, folder=folder)
+        return fit(
+            net, split(thresholds=THRESHOLDS, mix=0.5), test, recipe, method=StoredLabels(), seed=2, folder=folder
+        )
 
     straight = student()
     expected = train(straight)
@@ -142,14 +167,24 @@ def test_a_killed_replay_resumes_bit_for_bit(stop, tmp_path, monkeypatch):
     resumed = student()
     found = train(resumed, tmp_path)
     assert found.history == expected.history
-    assert all(torch.equal(a, b) for a, b in zip(straight.state_dict().values(), resumed.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(straight.state_dict().values(), resumed.state_dict().values(), strict=True)
+    )
 
 
-@pytest.mark.parametrize("changes, words", [
-    ({"images": IMAGES[:4]}, "belong together"), ({"labels": LABELS[:2]}, "belong together"), ({"num_draw": 6}, "num_draw"),
-    ({"num_draw": 0}, "num_draw"), ({"thresholds": Thresholds(0.5, 0.4, 0.9)}, "thresholds must satisfy"),
-    ({"thresholds": Thresholds(0.995, 0.996, 1.0)}, "discard every stored crop"), ({"mix": 1.5}, "SelfMix"), ({"mix": 0.5, "num_draw": 1}, "SelfMix"),
-])
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"images": IMAGES[:4]}, "belong together"),
+        ({"labels": LABELS[:2]}, "belong together"),
+        ({"num_draw": 6}, "num_draw"),
+        ({"num_draw": 0}, "num_draw"),
+        ({"thresholds": Thresholds(0.5, 0.4, 0.9)}, "thresholds must satisfy"),
+        ({"thresholds": Thresholds(0.995, 0.996, 1.0)}, "discard every stored crop"),
+        ({"mix": 1.5}, "SelfMix"),
+        ({"mix": 0.5, "num_draw": 1}, "SelfMix"),
+    ],
+)
 def test_bad_input_is_refused(changes, words):
     with pytest.raises(InputError, match=words):
         split(**changes)
@@ -169,7 +204,9 @@ def test_epochs_count_how_often_an_image_is_shown():
     data = load("digits", 8)
     data.test = data.test.subset(torch.arange(10))
     labelled = replace(store(), num_classes=10)
-    _, found = distil_from_store("resnet8w4", split(store=labelled), data, Recipe(epochs=4, batch_size=4, lr=0.01, flip=True, crop_padding=1))
+    _, found = distil_from_store(
+        "resnet8w4", split(store=labelled), data, Recipe(epochs=4, batch_size=4, lr=0.01, flip=True, crop_padding=1)
+    )
     assert len(found.history) == 2
     with pytest.raises(InputError, match="multiple of the 2 crops"):
         distil_from_store("resnet8w4", split(), data, Recipe(epochs=3, batch_size=4, lr=0.01))

@@ -73,7 +73,9 @@ def test_the_same_settings_make_the_same_store(tmp_path):
         make_store(tmp_path / name, IMAGES, Teacher(), **SETTINGS)
     names = sorted(path.name for path in (tmp_path / "a").iterdir())
     assert names == ["index.json", "labels-00000.safetensors", "labels-00001.safetensors", "labels-00002.safetensors"]
-    assert (tmp_path / "a" / "index.json").read_bytes() == (tmp_path / "b" / "index.json").read_bytes()  # it names all content by hash
+    assert (tmp_path / "a" / "index.json").read_bytes() == (
+        tmp_path / "b" / "index.json"
+    ).read_bytes()  # it names all content by hash
 
 
 def test_half_of_the_crops_are_mirrored_unless_forbidden(tmp_path):
@@ -125,7 +127,7 @@ def test_any_flipped_byte_is_refused(folder):
     for path in sorted(folder.iterdir()):
         data = path.read_bytes()
         for position in range(0, len(data), max(1, len(data) // 40)):
-            path.write_bytes(data[:position] + bytes([data[position] ^ 1]) + data[position + 1:])
+            path.write_bytes(data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :])
             with pytest.raises(InputError):
                 open_store(folder, IMAGES)
         path.write_bytes(data)
@@ -155,7 +157,9 @@ def test_exchanged_or_missing_shards_are_refused(folder):
         open_store(folder, IMAGES)
 
 
-@pytest.mark.parametrize("other", [IMAGES[:-1], IMAGES.flip(0), IMAGES + 1e-6, IMAGES.double(), IMAGES.view(N, 1, 12, 10)])
+@pytest.mark.parametrize(
+    "other", [IMAGES[:-1], IMAGES.flip(0), IMAGES + 1e-6, IMAGES.double(), IMAGES.view(N, 1, 12, 10)]
+)
 def test_a_store_made_for_other_images_is_refused(folder, other):
     make_store(folder, IMAGES, Teacher(), **SETTINGS)
     with pytest.raises(InputError, match="other images"):
@@ -184,7 +188,9 @@ def test_an_unknown_mode_or_format_is_refused(folder):
         open_store(folder, IMAGES)
 
 
-@pytest.mark.parametrize("settings", [{"num_crops": 0}, {"temperature": 0.0}, {"scale": (0.9, 0.1)}, {"mode": "marginal_renorm_k6"}])
+@pytest.mark.parametrize(
+    "settings", [{"num_crops": 0}, {"temperature": 0.0}, {"scale": (0.9, 0.1)}, {"mode": "marginal_renorm_k6"}]
+)
 def test_bad_settings_are_refused(folder, settings):
     with pytest.raises(InputError):
         make_store(folder, IMAGES, Teacher(), **SETTINGS | settings)
@@ -193,10 +199,14 @@ def test_bad_settings_are_refused(folder, settings):
 def test_drawn_crops_are_stored_ones_without_repetition(folder):
     store = make_store(folder, IMAGES, Teacher(), "ori", **SETTINGS)
     boxes, flips, labels = store.draw(torch.tensor([2, 2, 6]), 5, torch.Generator().manual_seed(0))
-    for row, image in enumerate((2, 2, 6)):  # all five drawn: each stored crop once, in another order, with its own label
+    for row, image in enumerate(
+        (2, 2, 6)
+    ):  # all five drawn: each stored crop once, in another order, with its own label
         order = [(store.boxes[image] == box).all(1).nonzero().item() for box in boxes[row]]
         assert sorted(order) == list(range(5))
-        assert torch.equal(labels[row], store.probs[image][order]) and torch.equal(flips[row], store.flips[image][order])
+        assert torch.equal(labels[row], store.probs[image][order]) and torch.equal(
+            flips[row], store.flips[image][order]
+        )
     with pytest.raises(InputError, match="5 stored crops"):
         store.draw(torch.tensor([0]), 6)
 

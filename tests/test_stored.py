@@ -18,14 +18,26 @@ def executed():
     result = v4.new_output("execute_result", {"text/plain": "2"}, execution_count=9)
     cells = [
         v4.new_markdown_cell("title"),
-        v4.new_code_cell("seed: int = 0  # seed", execution_count=3, metadata={"tags": ["parameters"], "papermill": {"status": "completed"}}),
+        v4.new_code_cell(
+            "seed: int = 0  # seed",
+            execution_count=3,
+            metadata={"tags": ["parameters"], "papermill": {"status": "completed"}},
+        ),
         v4.new_code_cell("seed = 1", execution_count=4, metadata={"tags": ["injected-parameters"]}),
         v4.new_markdown_cell("banner", metadata={"tags": ["papermill-error-cell-tag"]}),
-        v4.new_code_cell("1 + 1", execution_count=9, outputs=[result], metadata={"execution": {"iopub.status.busy": "now"}, "trusted": True}),
+        v4.new_code_cell(
+            "1 + 1",
+            execution_count=9,
+            outputs=[result],
+            metadata={"execution": {"iopub.status.busy": "now"}, "trusted": True},
+        ),
         v4.new_code_cell("", execution_count=None),
     ]
-    metadata = {"papermill": {"duration": 3}, "kernelspec": {"name": "mine", "display_name": "Mine"},
-                "language_info": {"name": "python", "version": "3.11.7"}}
+    metadata = {
+        "papermill": {"duration": 3},
+        "kernelspec": {"name": "mine", "display_name": "Mine"},
+        "language_info": {"name": "python", "version": "3.11.7"},
+    }
     return v4.new_notebook(cells=cells, metadata=metadata)
 
 
@@ -41,9 +53,14 @@ def test_clean_keeps_what_a_reader_needs_and_nothing_of_the_run():
     kept = clean(executed())
     assert [cell.source for cell in kept.cells] == ["title", "seed: int = 0  # seed", "1 + 1", ""]
     assert [cell.get("execution_count") for cell in kept.cells] == [None, 1, 2, None]
-    assert kept.cells[2].outputs == [{"output_type": "execute_result", "data": {"text/plain": "2"}, "metadata": {}, "execution_count": 2}]
+    assert kept.cells[2].outputs == [
+        {"output_type": "execute_result", "data": {"text/plain": "2"}, "metadata": {}, "execution_count": 2}
+    ]
     assert kept.cells[1].metadata == {"tags": ["parameters"]} and kept.cells[2].metadata == {}
-    assert kept.metadata == {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}, "language_info": {"name": "python"}}
+    assert kept.metadata == {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
     nbformat.validate(kept)
 
 
@@ -54,13 +71,17 @@ def test_clean_leaves_its_argument_alone_and_changes_nothing_twice():
     assert json.dumps(original) == before and clean(once) == once
 
 
-@pytest.mark.parametrize("content", ["/home/me/x.py", "see /tmp/ipykernel_1/2.py:3", "'/Users/x'", "(/usr/lib)", r"C:\\data", r"C:\data"])
+@pytest.mark.parametrize(
+    "content", ["/home/me/x.py", "see /tmp/ipykernel_1/2.py:3", "'/Users/x'", "(/usr/lib)", r"C:\\data", r"C:\data"]
+)
 def test_a_path_of_a_machine_is_a_problem(content):
     assert problems(showing(text(content))) == ["code cell 1 shows a path of this machine"]
     assert problems(showing(nbformat.v4.new_output("stream", text=content)))
 
 
-@pytest.mark.parametrize("content", ["1/2", "outputs/quick", "loss/tmp", "a/home/b", "https://example.org/home/x", "train 3/usr"])
+@pytest.mark.parametrize(
+    "content", ["1/2", "outputs/quick", "loss/tmp", "a/home/b", "https://example.org/home/x", "train 3/usr"]
+)
 def test_other_slashes_are_no_problem(content):
     assert problems(showing(text(content))) == []
 
@@ -82,6 +103,7 @@ def test_an_error_and_an_oversized_notebook_are_problems():
 
 
 # --- recording, with real kernels ----------------------------------------------------------------------------------------------
+
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):

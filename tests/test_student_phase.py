@@ -17,7 +17,9 @@ def phase(loss=None, **changes):
         return (student(seen[-1]) ** 2).mean()
 
     optimizer = torch.optim.SGD(student.parameters(), lr=9.0)
-    mean = student_phase(student, optimizer, loss or squares, **{"steps": 2, "rate": 0.1, "seed": 3, "epoch": 0} | changes)
+    mean = student_phase(
+        student, optimizer, loss or squares, **{"steps": 2, "rate": 0.1, "seed": 3, "epoch": 0} | changes
+    )
     return student, seen, mean
 
 

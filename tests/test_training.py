@@ -23,7 +23,7 @@ def blobs(count: int = 44, seed: int = 0) -> Split:
     labels = torch.arange(count) % 3
     images = torch.randn(count, 1, 8, 8, generator=generator) * 0.2 - 0.8
     for label in range(3):
-        images[labels == label, :, 1 + 2 * label: 3 + 2 * label] += 1.2
+        images[labels == label, :, 1 + 2 * label : 3 + 2 * label] += 1.2
     return Split(images.clamp(-1, 1), labels)
 
 
@@ -47,6 +47,7 @@ class Killed(BaseException):
 
 
 # --- the loop ------------------------------------------------------------------------------------------------------------------
+
 
 def test_plain_training_learns():
     student, found = trained(dataclasses.replace(RECIPE, epochs=12, lr=0.1))
@@ -84,7 +85,9 @@ VARIANTS = {
 }
 
 
-STOPS = [("plain", stop) for stop in (0, 1, 6, 7, 17)] + [(variant, stop) for variant in list(VARIANTS)[1:] for stop in (1, 7)]
+STOPS = [("plain", stop) for stop in (0, 1, 6, 7, 17)] + [
+    (variant, stop) for variant in list(VARIANTS)[1:] for stop in (1, 7)
+]
 
 
 @pytest.mark.parametrize(("variant", "stop"), STOPS)
@@ -165,11 +168,19 @@ def test_the_teacher_is_left_alone():
 
 def test_soft_targets_alone_need_no_labels():
     data = blobs()
-    found = fit(network(), Split(data.images), data, RECIPE, method=methods.build("kd", ce_weight=0.0, kd_weight=1.0), teacher=network(3).eval())
+    found = fit(
+        network(),
+        Split(data.images),
+        data,
+        RECIPE,
+        method=methods.build("kd", ce_weight=0.0, kd_weight=1.0),
+        teacher=network(3).eval(),
+    )
     assert set(found.last) >= {"train_kd", "top1"} and "train_ce" not in found.last
 
 
 # --- refusals ------------------------------------------------------------------------------------------------------------------
+
 
 def test_a_loss_that_is_not_a_number_stops_the_run_and_names_term_and_step():
     data = blobs()

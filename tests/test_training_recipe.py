@@ -23,8 +23,12 @@ def rates_of(make_scheduler, recipe: Recipe, steps_per_epoch: int, per_epoch: bo
 
 def test_one_cycle_equals_torch():
     recipe = Recipe(epochs=5, batch_size=8, lr=0.3, schedule="one_cycle")
-    expected = rates_of(lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.3, total_steps=35, pct_start=0.25, cycle_momentum=False),
-                        recipe, 7, per_epoch=False)
+    expected = rates_of(
+        lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.3, total_steps=35, pct_start=0.25, cycle_momentum=False),
+        recipe,
+        7,
+        per_epoch=False,
+    )
     assert [learning_rate(recipe, step, 7) for step in range(35)] == pytest.approx(expected, rel=1e-9)
 
 
@@ -51,8 +55,19 @@ def test_the_warm_up_is_linear():
     assert [learning_rate(recipe, step, 2) for step in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
 
 
-@pytest.mark.parametrize("bad", [{"epochs": 0}, {"batch_size": 1}, {"lr": 0.0}, {"schedule": "cosin"}, {"precision": "fp8"},
-                                 {"layout": "nhwc"}, {"milestones": (5, 2)}, {"eval_every": 0}])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"epochs": 0},
+        {"batch_size": 1},
+        {"lr": 0.0},
+        {"schedule": "cosin"},
+        {"precision": "fp8"},
+        {"layout": "nhwc"},
+        {"milestones": (5, 2)},
+        {"eval_every": 0},
+    ],
+)
 def test_bad_recipes_are_refused(bad):
     with pytest.raises(InputError):
         Recipe(**{"epochs": 1, "batch_size": 2, "lr": 0.1} | bad)

@@ -57,7 +57,14 @@ class ProgressiveBitSearch:
     evaluation mode throughout. Source: Rakin, He, Fan, ICCV 2019.
     """
 
-    def __init__(self, quantization: Quantization, images: Tensor, labels: Tensor | None = None, k_top: int | None = 10, reuse: bool = True):
+    def __init__(
+        self,
+        quantization: Quantization,
+        images: Tensor,
+        labels: Tensor | None = None,
+        k_top: int | None = 10,
+        reuse: bool = True,
+    ):
         if len(images) == 0 or (k_top is not None and k_top < 1):
             raise InputError(f"need at least one image and one candidate weight, got {len(images)} images, {k_top=}")
         self.quantization, self.images, self.k_top = quantization, images, k_top
@@ -79,18 +86,27 @@ class ProgressiveBitSearch:
         """
         with frozen(self.model):
             loss_before, gradients = self._gradients()
-            candidates = {layer.name: self._candidates(layer.integers, gradients[layer.name]) for layer in self.quantization.layers}
+            candidates = {
+                layer.name: self._candidates(layer.integers, gradients[layer.name])
+                for layer in self.quantization.layers
+            }
             able = torch.stack([found.gains.amax() > 0 for found in candidates.values()]).tolist()
-            candidates = {name: found for (name, found), flippable in zip(candidates.items(), able, strict=True) if flippable}
+            candidates = {
+                name: found for (name, found), flippable in zip(candidates.items(), able, strict=True) if flippable
+            }
             if not candidates:
-                raise NothingToFlip("every candidate bit has gain 0: the gradient vanishes or all bits stand where they hurt most; raise k_top")
+                raise NothingToFlip(
+                    "every candidate bit has gain 0: the gradient vanishes or all bits stand where they hurt most; raise k_top"
+                )
             for num_bits in range(1, max(found.gains.numel() for found in candidates.values()) + 1):
                 losses = self._trials(candidates, num_bits)
                 worst = max(losses, key=losses.get)  # the first layer on a tie
                 if not losses[worst] <= loss_before:  # a NaN loss ends the search too
                     break
             else:
-                raise NothingToFlip(f"no flip of up to {num_bits} candidate bits in one layer raises the loss above {loss_before:.6g}")
+                raise NothingToFlip(
+                    f"no flip of up to {num_bits} candidate bits in one layer raises the loss above {loss_before:.6g}"
+                )
             flips = self._commit(worst, candidates[worst], num_bits)
         if self._reuse:
             self._reuse.clear()
@@ -113,7 +129,10 @@ class ProgressiveBitSearch:
         gradients = torch.autograd.grad(loss, weights)
         for weight in weights:
             weight.requires_grad_(False)
-        return loss.item(), {layer.name: layer.step * gradient for layer, gradient in zip(self.quantization.layers, gradients, strict=True)}
+        return loss.item(), {
+            layer.name: layer.step * gradient
+            for layer, gradient in zip(self.quantization.layers, gradients, strict=True)
+        }
 
     def _candidates(self, integers: Tensor, gradient: Tensor) -> Candidates:
         bits = self.quantization.bits
@@ -121,14 +140,20 @@ class ProgressiveBitSearch:
         positions = flat.abs().topk(min(self.k_top or flat.numel(), flat.numel())).indices
         chosen = integers.view(-1)[positions].long()
         slopes = flat[positions] * bit_weights(bits, flat.device)[:, None].to(flat.dtype)  # (N, k), dL/d(bit)
-        raises = (read_bits(chosen, bits) == 1) ^ (slopes > 0)  # 0 -> 1 where the slope is positive, 1 -> 0 where it is not
+        raises = (read_bits(chosen, bits) == 1) ^ (
+            slopes > 0
+        )  # 0 -> 1 where the slope is positive, 1 -> 0 where it is not
         return Candidates(positions, chosen, slopes.abs() * raises)
 
     def _flipped(self, found: Candidates, num_bits: int) -> tuple[Tensor, Tensor]:
         """Chosen bits (N, k) bool and the integers (k,) after flipping them."""
         best = found.gains.flatten().topk(min(num_bits, found.gains.numel())).indices
-        chosen = torch.zeros_like(found.gains, dtype=torch.bool).flatten().index_fill(0, best, True).view_as(found.gains)
-        masks = (chosen * bit_weights(len(chosen), chosen.device)[:, None]).sum(dim=0)  # distinct bits: their sum is their OR
+        chosen = (
+            torch.zeros_like(found.gains, dtype=torch.bool).flatten().index_fill(0, best, True).view_as(found.gains)
+        )
+        masks = (chosen * bit_weights(len(chosen), chosen.device)[:, None]).sum(
+            dim=0
+        )  # distinct bits: their sum is their OR
         return chosen, found.integers ^ masks
 
     def _trials(self, candidates: dict[str, Candidates], num_bits: int) -> dict[str, float]:
@@ -185,10 +210,14 @@ class ProgressiveBitSearch:
             NothingToFlip: as in `step`.
         """
         rows: list[dict] = []
-        while self.num_flips < max_flips and not (rows and rows[-1]["accuracy"] is not None and rows[-1]["accuracy"] <= stop_at):
+        while self.num_flips < max_flips and not (
+            rows and rows[-1]["accuracy"] is not None and rows[-1]["accuracy"] <= stop_at
+        ):
             step = self.step()
             accuracy = float(evaluate()) if evaluate else None
-            rows.append({"flips": self.num_flips, "layer": step.flips[0].layer, "loss": step.loss_after, "accuracy": accuracy})
+            rows.append(
+                {"flips": self.num_flips, "layer": step.flips[0].layer, "loss": step.loss_after, "accuracy": accuracy}
+            )
         return rows
 
     def state_dict(self) -> dict:

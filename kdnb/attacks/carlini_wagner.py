@@ -50,10 +50,15 @@ def carlini_wagner_l2(
     Source: Carlini and Wagner, S&P 2017, section VI. w starts at artanh(x) with x shrunk by 1e-6; other classes are masked by -inf.
     """
     if confidence < 0 or min(num_steps, search_steps) < 1:
-        raise InputError(f"need confidence >= 0 and at least one step, got {confidence=}, {num_steps=}, {search_steps=}")
+        raise InputError(
+            f"need confidence >= 0 and at least one step, got {confidence=}, {num_steps=}, {search_steps=}"
+        )
     if images.abs().amax() > 1:
         raise InputError("images must lie in [-1, 1]")
-    low, high = torch.zeros(len(images), device=images.device), torch.full((len(images),), UPPER_C, device=images.device)
+    low, high = (
+        torch.zeros(len(images), device=images.device),
+        torch.full((len(images),), UPPER_C, device=images.device),
+    )
     c = torch.full_like(low, initial_c)
     best, best_l2, history = images.clone(), torch.full_like(low, torch.inf).to(images.dtype), []
     with frozen(model):

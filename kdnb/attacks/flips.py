@@ -28,9 +28,13 @@ def apply_flips(quantization: Quantization, flips: Sequence[Flip]) -> None:
     """
     for flip in flips:
         layer = quantization.index.get(flip.layer)
-        found = None if layer is None or flip.index >= layer.integers.numel() else int(layer.integers.view(-1)[flip.index])
+        found = (
+            None if layer is None or flip.index >= layer.integers.numel() else int(layer.integers.view(-1)[flip.index])
+        )
         if found != flip.before:
-            raise InputError(f"{flip.layer}[{flip.index}] is {found}, the trail says {flip.before}: not the network it was recorded on")
+            raise InputError(
+                f"{flip.layer}[{flip.index}] is {found}, the trail says {flip.before}: not the network it was recorded on"
+            )
         _set(quantization, flip, flip.after)
 
 
@@ -70,7 +74,9 @@ def hamming(steps: Iterable[Sequence[Flip]]) -> int:
     return sum(count % 2 for count in counts.values())
 
 
-def flips_to_chance(flips: Sequence[int], accuracies: Sequence[float], num_classes: int, factor: float = 1.1) -> int | None:
+def flips_to_chance(
+    flips: Sequence[int], accuracies: Sequence[float], num_classes: int, factor: float = 1.1
+) -> int | None:
     """Headline of an attack: the first number of flips at which accuracy is at most `factor` / K.
 
     Args:

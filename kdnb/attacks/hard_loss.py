@@ -35,7 +35,9 @@ def perturb(network: nn.Module, images: Tensor, epsilon: float = EPSILON) -> Ten
     return (images + 2.0 * epsilon * network(images)).clamp(-1.0, 1.0)
 
 
-def perturb_released(network: nn.Module, normalized: Tensor, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) -> Tensor:
+def perturb_released(
+    network: nn.Module, normalized: Tensor, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor
+) -> Tensor:
     """The perturbation as released with AEAHL-RG: on normalised images, unbounded, with a constant shift.
 
         x_adv = clip(x + std * tanh(.) + mean),   clipped per channel to the batch's own range
@@ -49,7 +51,9 @@ def perturb_released(network: nn.Module, normalized: Tensor, mean: Sequence[floa
     return (normalized + network(normalized) * std + mean).clamp(low, high)
 
 
-def bound_released(delta: Tensor, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor, magnitude: float = 10.0) -> Tensor:
+def bound_released(
+    delta: Tensor, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor, magnitude: float = 10.0
+) -> Tensor:
     """GAP's own bound, in the repository but unused: normalise tanh's output like an image, then scale each channel to the bound.
 
         d = ((t + 1) / 2 - mean) / std,   d <- d min(1, magnitude / (255 std) / max |d|)     a sample and channel
@@ -143,7 +147,14 @@ class PerturbationTrainerReleased(PerturbationTrainer):
         mean, std: C numbers each.
     """
 
-    def __init__(self, network: nn.Module, teacher: nn.Module, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor, lr: float = 2e-4):
+    def __init__(
+        self,
+        network: nn.Module,
+        teacher: nn.Module,
+        mean: Sequence[float] | Tensor,
+        std: Sequence[float] | Tensor,
+        lr: float = 2e-4,
+    ):
         super().__init__(network, teacher, lr=lr)
         self.mean, self.std = mean, std
 
@@ -215,7 +226,9 @@ def exchange(images: Tensor, perturbed: Tensor, logits_t: Tensor, logits_perturb
     return _replace(images, perturbed, logits_t, logits_perturbed, swapped, drawn, swapped ^ drawn)
 
 
-def exchange_released(images: Tensor, perturbed: Tensor, logits_t: Tensor, logits_perturbed: Tensor, drawn: Tensor) -> HardBatch:
+def exchange_released(
+    images: Tensor, perturbed: Tensor, logits_t: Tensor, logits_perturbed: Tensor, drawn: Tensor
+) -> HardBatch:
     """As `exchange`, but with the released code's aliasing: the clean image is overwritten before it is put aside, so an image that
     is swapped and drawn stays perturbed."""
     swapped = _keeps_identity(logits_t, logits_perturbed)

@@ -105,7 +105,12 @@ class Quantization:
     def _quantize(self, name: str, module: nn.Module, fit: str) -> Layer:
         weight, half = module.weight, half_levels(self.bits)
         step = fit_step(weight, self.bits, fit)
-        integers = (weight.clamp(-half * step, half * step) / step).round().to(torch.int8 if self.bits <= 8 else torch.int16).contiguous()
+        integers = (
+            (weight.clamp(-half * step, half * step) / step)
+            .round()
+            .to(torch.int8 if self.bits <= 8 else torch.int16)
+            .contiguous()
+        )
         self._originals[name] = weight.detach().clone()
         weight.copy_(integers * step)
         return Layer(name, module, integers, step)

@@ -42,15 +42,37 @@ class DatasetSpec:
 
 
 _CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-_FASHION_CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+_FASHION_CLASSES = (
+    "T-shirt",
+    "trouser",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "ankle boot",
+)
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 DATASETS: dict[str, DatasetSpec] = {
-    "digits": DatasetSpec(10, 1, 16, (0.5,), (0.5,), False, 1, private=600, test=500, class_names=tuple("0123456789"), embedded=True),
+    "digits": DatasetSpec(
+        10, 1, 16, (0.5,), (0.5,), False, 1, private=600, test=500, class_names=tuple("0123456789"), embedded=True
+    ),
     "fashion_mnist": DatasetSpec(10, 1, 16, (0.5,), (0.5,), True, 2, private=10_000, class_names=_FASHION_CLASSES),
-    "cifar10": DatasetSpec(10, 3, 32, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010), True, 4, private=25_000,
-                           class_names=_CIFAR10_CLASSES),
+    "cifar10": DatasetSpec(
+        10,
+        3,
+        32,
+        (0.4914, 0.4822, 0.4465),
+        (0.2023, 0.1994, 0.2010),
+        True,
+        4,
+        private=25_000,
+        class_names=_CIFAR10_CLASSES,
+    ),
     "cifar100": DatasetSpec(100, 3, 32, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761), True, 4, private=25_000),
     # padding 8 of 64 is CIFAR's share (our choice); 0.5 / 0.5 as in the data-free literature
     "tiny_imagenet": DatasetSpec(200, 3, 64, (0.5,) * 3, (0.5,) * 3, True, 8, private=50_000, streamed=True),

@@ -119,12 +119,16 @@ def apply_operations(levels: Tensor, operation: Tensor, magnitude: Tensor) -> Te
     def where(name: str, otherwise: float = 0.0) -> Tensor:  # (B,): the magnitude where this operation was chosen
         return torch.where(chosen[name], magnitude, otherwise)
 
-    levels = _affine(levels, where("Rotate"), where("ShearX"), where("ShearY"), where("TranslateX"), where("TranslateY"))
+    levels = _affine(
+        levels, where("Rotate"), where("ShearX"), where("ShearY"), where("TranslateX"), where("TranslateY")
+    )
     levels = _blend(levels, chosen, magnitude)
     return _lookup(levels, chosen, where("Posterize", 8.0), where("Solarize", 256.0))
 
 
-def _affine(levels: Tensor, degrees: Tensor, shear_x: Tensor, shear_y: Tensor, translate_x: Tensor, translate_y: Tensor) -> Tensor:
+def _affine(
+    levels: Tensor, degrees: Tensor, shear_x: Tensor, shear_y: Tensor, translate_x: Tensor, translate_y: Tensor
+) -> Tensor:
     """Nearest neighbour: output pixel centre (x, y) reads the input at A (x, y) + t; rotation turns around the middle."""
     B, C, H, W = levels.shape
     radians = torch.deg2rad(-degrees)
@@ -132,7 +136,8 @@ def _affine(levels: Tensor, degrees: Tensor, shear_x: Tensor, shear_y: Tensor, t
     x = (torch.arange(W, device=levels.device) + 0.5).expand(1, H, W)
     y = (torch.arange(H, device=levels.device) + 0.5)[:, None].expand(1, H, W)
     cos, sin, shear_x, shear_y, shift_x, shift_y = (
-        value[:, None, None] for value in (cos, sin, shear_x, shear_y, translate_x * W, translate_y * H))
+        value[:, None, None] for value in (cos, sin, shear_x, shear_y, translate_x * W, translate_y * H)
+    )
     columns = (cos * (x - W / 2) + sin * (y - H / 2) + W / 2 + shear_x * y + shift_x).floor().long()  # (B, H, W)
     rows = (cos * (y - H / 2) - sin * (x - W / 2) + H / 2 + shear_y * x + shift_y).floor().long()
     inside = (columns >= 0) & (columns < W) & (rows >= 0) & (rows < H)
@@ -145,7 +150,9 @@ def _blend(levels: Tensor, chosen: dict[str, Tensor], magnitude: Tensor) -> Tens
     chosen = {name: chosen[name][:, None, None, None] for name in ("Brightness", "Color", "Contrast", "Sharpness")}
     grey = levels
     if levels.shape[1] == 3:
-        weights = _constant((19595.0, 38470.0, 7471.0), levels.device).view(1, 3, 1, 1)  # luma .299, .587, .114 in 1/65536
+        weights = _constant((19595.0, 38470.0, 7471.0), levels.device).view(
+            1, 3, 1, 1
+        )  # luma .299, .587, .114 in 1/65536
         grey = (((levels * weights).sum(1, keepdim=True) + 32768) / 65536).floor()
     smooth = levels.clone()  # (3x3 sum + 4 * centre) / 13; the border stays
     sums = F.avg_pool2d(levels, 3, 1, divisor_override=1) + 4 * levels[..., 1:-1, 1:-1]
@@ -171,7 +178,9 @@ def _lookup(levels: Tensor, chosen: dict[str, Tensor], bits: Tensor, threshold: 
     stretched = ((level - low) * 255 / (high - low).clamp(min=1)).floor().clamp(0, 255)
     table = torch.where(chosen["AutoContrast"][:, None, None] & (high > low), stretched, table)
 
-    counts = torch.zeros(B, C, 256, device=levels.device).scatter_add_(2, flat, torch.ones((), device=levels.device).expand(B, C, H * W))
+    counts = torch.zeros(B, C, 256, device=levels.device).scatter_add_(
+        2, flat, torch.ones((), device=levels.device).expand(B, C, H * W)
+    )
     per_level = ((H * W - counts.gather(2, high.long())) / 255).floor()  # pixels below the highest level, shared out
     below = counts.cumsum(2) - counts
     equalized = ((below + (per_level / 2).floor()) / per_level.clamp(min=1)).floor().clamp(max=255)

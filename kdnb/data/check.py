@@ -14,8 +14,10 @@ from kdnb.errors import InputError
 
 # folders searched under each data root, and the files that must be there
 FILES: dict[str, tuple[list[str], list[str]]] = {
-    "fashion_mnist": (["FashionMNIST/raw", "fashion-mnist"],
-                      ["train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"]),
+    "fashion_mnist": (
+        ["FashionMNIST/raw", "fashion-mnist"],
+        ["train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"],
+    ),
     "cifar10": (["cifar-10-batches-py"], [f"data_batch_{index}" for index in range(1, 6)] + ["test_batch"]),
     "cifar100": (["cifar-100-python"], ["train", "test"]),
 }
@@ -27,8 +29,10 @@ def locate(name: str) -> Path:
     folder = find_folder(folders, files)
     if folder is None:
         debian = ", install Debian's dataset-fashion-mnist" if name == "fashion_mnist" else ""
-        raise InputError(f"no complete copy of {name} found ({', '.join(files)}); put the files under KDNB_DATA/{folders[0]}{debian}, "
-                         f"or run `inv download {name}`")
+        raise InputError(
+            f"no complete copy of {name} found ({', '.join(files)}); put the files under KDNB_DATA/{folders[0]}{debian}, "
+            f"or run `inv download {name}`"
+        )
     return folder
 
 
@@ -64,7 +68,9 @@ def _check_idx(path: Path) -> None:
     expected = 4 + 4 * len(sizes) + math.prod(sizes)
     size = _gzip_content_size(path) if packed else path.stat().st_size
     if size != expected:
-        raise InputError(f"data file {path.name} is truncated or damaged: its header promises {expected} bytes, it holds {size}")
+        raise InputError(
+            f"data file {path.name} is truncated or damaged: its header promises {expected} bytes, it holds {size}"
+        )
 
 
 def _gzip_content_size(path: Path) -> int:

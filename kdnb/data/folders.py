@@ -40,6 +40,7 @@ FRAMINGS = {
 
 # --- one picture ---------------------------------------------------------------------------------------------------------------
 
+
 def read_picture(path: Path) -> Tensor:
     """A JPEG or PNG file as (3, H, W) uint8; grey, palette and CMYK files come out as RGB, transparency is dropped.
 
@@ -52,11 +53,19 @@ def read_picture(path: Path) -> Tensor:
             raise InputError(f"picture {path.name} has {size} bytes; at most {_MAX_BYTES} are read")
         with Image.open(path, formats=("JPEG", "PNG")) as picture:  # reads the header only
             if math.prod(picture.size) > _MAX_PIXELS:
-                raise InputError(f"picture {path.name} has {picture.size[0]} x {picture.size[1]} pixels; at most {_MAX_PIXELS} are read")
+                raise InputError(
+                    f"picture {path.name} has {picture.size[0]} x {picture.size[1]} pixels; at most {_MAX_PIXELS} are read"
+                )
             return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
     except InputError:
         raise
-    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:  # all of these come from damaged files
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        struct.error,
+        Image.DecompressionBombError,
+    ) as error:  # all of these come from damaged files
         raise InputError(f"picture {path.parent.name}/{path.name} can't be read: {error}") from error
 
 
@@ -85,7 +94,7 @@ def frame(picture: Tensor, framing: str, size: int, generator: torch.Generator |
     if framing == "random_resized_crop":
         box = random_boxes(1, H, W, generator=generator)[0].double() * torch.tensor([H, W, H, W])
         top, left, height, width = (int(value) for value in box.round())
-        return _resize(picture[:, top: top + height, left: left + width], size, size)
+        return _resize(picture[:, top : top + height, left : left + width], size, size)
     larger = round(size * _MARGIN)
     if framing == "centre":
         picture = _resize(picture, larger * H // min(H, W), larger * W // min(H, W))
@@ -94,10 +103,11 @@ def frame(picture: Tensor, framing: str, size: int, generator: torch.Generator |
     top, left = (round((extent - size) / 2) for extent in picture.shape[1:])
     if framing == "random_crop":
         top, left = torch.randint(0, larger - size + 1, (2,), generator=generator).tolist()
-    return picture[:, top: top + size, left: left + size]
+    return picture[:, top : top + size, left : left + size]
 
 
 # --- a split -------------------------------------------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True, eq=False)
 class FolderSplit:
@@ -135,7 +145,11 @@ class FolderSplit:
 
     def subset(self, indices: Tensor) -> "FolderSplit":
         indices = indices.cpu()
-        return replace(self, names=[self.names[i] for i in indices.tolist()], labels=None if self.labels is None else self.labels[indices])
+        return replace(
+            self,
+            names=[self.names[i] for i in indices.tolist()],
+            labels=None if self.labels is None else self.labels[indices],
+        )
 
     def without_class(self, label: int) -> "FolderSplit":
         """All but one class: the omitted-class experiment."""
@@ -160,7 +174,7 @@ class FolderSplit:
     def epoch(self, seed: int, epoch: int, batch_size: int, steps: range) -> Iterator[tuple[Tensor, Tensor | None]]:
         """The batches of some steps of one epoch. Crops are functions of (seed, epoch, index): a resumed epoch sees the same ones."""
         order = self.permutation(seed, epoch)
-        return self._stream((order[step * batch_size: (step + 1) * batch_size] for step in steps), (seed, epoch))
+        return self._stream((order[step * batch_size : (step + 1) * batch_size] for step in steps), (seed, epoch))
 
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
         """In order, with the framing of evaluation."""

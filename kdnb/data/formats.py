@@ -45,8 +45,10 @@ def find_pictures(name: str) -> Path:
         for folder in folders:
             if all((root / folder / item).exists() for item in needed):
                 return root / folder
-    raise InputError(f"no complete copy of {name} found; put it under KDNB_DATA/{folders[0]}, so that {', '.join(needed)} lie in that folder "
-                     "(it is not downloaded for you)")
+    raise InputError(
+        f"no complete copy of {name} found; put it under KDNB_DATA/{folders[0]}, so that {', '.join(needed)} lie in that folder "
+        "(it is not downloaded for you)"
+    )
 
 
 def _read_bounded(path: Path, limit: int) -> bytes:
@@ -80,7 +82,9 @@ def read_idx(path: Path) -> np.ndarray:
     shape = struct.unpack(f">{dims}I", data[4:start])
     expected = math.prod(shape) * dtype.itemsize
     if len(data) - start != expected:
-        raise InputError(f"data file {path.name} is truncated or damaged: its header promises {expected} bytes, {len(data) - start} follow")
+        raise InputError(
+            f"data file {path.name} is truncated or damaged: its header promises {expected} bytes, {len(data) - start} follow"
+        )
     return np.frombuffer(data, dtype, offset=start).reshape(shape)
 
 
@@ -121,8 +125,11 @@ class _ArraysOnly(pickle._Unpickler):
     """
 
     _ALLOWED = {
-        ("numpy.core.multiarray", "_reconstruct"): _Array, ("numpy._core.multiarray", "_reconstruct"): _Array,
-        ("numpy", "ndarray"): _Array, ("numpy", "dtype"): _Numbers, ("_codecs", "encode"): _encode,
+        ("numpy.core.multiarray", "_reconstruct"): _Array,
+        ("numpy._core.multiarray", "_reconstruct"): _Array,
+        ("numpy", "ndarray"): _Array,
+        ("numpy", "dtype"): _Numbers,
+        ("_codecs", "encode"): _encode,
     }
 
     def find_class(self, module, name):
@@ -139,8 +146,10 @@ def read_cifar_batch(path: Path) -> dict:
     """
     try:
         batch = _ArraysOnly(io.BytesIO(_read_bounded(path, 200_000_000)), encoding="bytes").load()
-        return {key.decode() if isinstance(key, bytes) else str(key): value.values if isinstance(value, _Array) else value
-                for key, value in batch.items()}
+        return {
+            key.decode() if isinstance(key, bytes) else str(key): value.values if isinstance(value, _Array) else value
+            for key, value in batch.items()
+        }
     except InputError:
         raise
     except Exception as error:  # a damaged pickle may raise nearly anything

@@ -57,7 +57,9 @@ def _imagenet(root: Path) -> list[tuple[list[str], Tensor]]:
         names, labels, classes = class_folders(root / split)
         parts.append(([f"{split}/{name}" for name in names], labels, classes))
     if parts[0][2] != parts[1][2]:
-        raise InputError(f"train has {len(parts[0][2])} class folders and val {len(parts[1][2])}, or their names differ")
+        raise InputError(
+            f"train has {len(parts[0][2])} class folders and val {len(parts[1][2])}, or their names differ"
+        )
     return [part[:2] for part in parts]
 
 
@@ -77,16 +79,31 @@ def _tiny_imagenet(root: Path) -> list[tuple[list[str], Tensor]]:
 
 def _cub200(root: Path) -> list[tuple[list[str], Tensor]]:
     """Three lists of "id value": names, classes from 1, and whether a picture is for training."""
-    lists = [dict(row[:2] for row in _table(root / f"{stem}.txt", 2)) for stem in ("images", "image_class_labels", "train_test_split")]
+    lists = [
+        dict(row[:2] for row in _table(root / f"{stem}.txt", 2))
+        for stem in ("images", "image_class_labels", "train_test_split")
+    ]
     names, classes, training = lists
     if not names.keys() == classes.keys() == training.keys():
-        raise InputError(f"cub200: its lists name {', '.join(str(len(part)) for part in lists)} pictures, which should be the same ones")
-    if not all(value.isdecimal() and len(value) < 10 for value in classes.values()) or not set(training.values()) <= {"0", "1"}:
-        raise InputError("cub200: image_class_labels.txt should hold class numbers, and train_test_split.txt zeros and ones")
+        raise InputError(
+            f"cub200: its lists name {', '.join(str(len(part)) for part in lists)} pictures, which should be the same ones"
+        )
+    if not all(value.isdecimal() and len(value) < 10 for value in classes.values()) or not set(training.values()) <= {
+        "0",
+        "1",
+    }:
+        raise InputError(
+            "cub200: image_class_labels.txt should hold class numbers, and train_test_split.txt zeros and ones"
+        )
     parts = []
     for flag in ("1", "0"):
         chosen = [key for key in names if training[key] == flag]
-        parts.append(([f"images/{_plain(names[key])}" for key in chosen], torch.tensor([int(classes[key]) - 1 for key in chosen])))
+        parts.append(
+            (
+                [f"images/{_plain(names[key])}" for key in chosen],
+                torch.tensor([int(classes[key]) - 1 for key in chosen]),
+            )
+        )
     return parts
 
 
@@ -120,8 +137,10 @@ def load_folders(name: str, spec: DatasetSpec, image_size: int, device: str, spl
         if not names:
             raise InputError(f"{name}: its {kind} set holds no picture")
         if int(labels.min()) < 0 or int(labels.max()) >= spec.num_classes or len(labels.unique()) < spec.num_classes:
-            raise InputError(f"{name} should have pictures of {spec.num_classes} classes, its {kind} set has {len(labels.unique())} "
-                             f"(labels {int(labels.min())}..{int(labels.max())})")
+            raise InputError(
+                f"{name} should have pictures of {spec.num_classes} classes, its {kind} set has {len(labels.unique())} "
+                f"(labels {int(labels.min())}..{int(labels.max())})"
+            )
         parts.append(FolderSplit(root, names, labels, image_size, training, evaluation, torch.device(device)))
     whole, test = parts
     train = whole.subset(torch.randperm(len(whole), generator=generator_for(split_seed, "split", name)))
@@ -130,4 +149,6 @@ def load_folders(name: str, spec: DatasetSpec, image_size: int, device: str, spl
     private, judge = train.subset(order[:private]), train.subset(order[private:])
     public = judge.unlabelled()
     hashes = {"private": private.hash, "public": public.hash, "test": test.hash}
-    return Dataset(name, spec, image_size, private=private, public=public, judge=judge, train=train, test=test, hashes=hashes)
+    return Dataset(
+        name, spec, image_size, private=private, public=public, judge=judge, train=train, test=test, hashes=hashes
+    )

@@ -60,7 +60,7 @@ class Split:
         """The batches of some steps of one epoch, not yet augmented."""
         order = self.permutation(seed, epoch)
         for step in steps:
-            indices = order[step * batch_size: (step + 1) * batch_size]
+            indices = order[step * batch_size : (step + 1) * batch_size]
             yield self.images[indices], None if self.labels is None else self.labels[indices]
 
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
@@ -108,10 +108,16 @@ class Dataset:
     @property
     def normalization(self) -> dict:
         """Arguments of `kdnb.models.build` that make a network normalise as this data set's recipes do."""
-        return {"in_channels": self.channels, "num_classes": self.num_classes, "mean": self.spec.mean, "std": self.spec.std}
+        return {
+            "in_channels": self.channels,
+            "num_classes": self.num_classes,
+            "mean": self.spec.mean,
+            "std": self.spec.std,
+        }
 
 
 # --- loading -------------------------------------------------------------------------------------------------------------------
+
 
 def _digits() -> tuple[np.ndarray, np.ndarray]:
     """scikit-learn's 1797 scans, 8x8, values 0..16."""
@@ -156,7 +162,9 @@ def _fashion(folder: Path) -> list[tuple[np.ndarray, np.ndarray]]:
             arrays.append(read_idx(path if path.is_file() else path.with_name(path.name + ".gz")))
         images, labels = arrays
         if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels) or images.dtype != np.uint8:
-            raise InputError(f"fashion_mnist: {stem} holds images {images.shape} and labels {labels.shape}, which do not belong together")
+            raise InputError(
+                f"fashion_mnist: {stem} holds images {images.shape} and labels {labels.shape}, which do not belong together"
+            )
         parts.append((images[:, None].astype(np.float32) / 255, labels.astype(np.int64)))
     return parts
 
@@ -168,7 +176,9 @@ def _cifar(folder: Path, name: str) -> list[tuple[np.ndarray, np.ndarray]]:
     for files in (train, ["test_batch" if name == "cifar10" else "test"]):
         batches = [read_cifar_batch(folder / file) for file in files]
         try:
-            images = np.concatenate([np.asarray(batch["data"], dtype=np.uint8).reshape(-1, 3, 32, 32) for batch in batches])
+            images = np.concatenate(
+                [np.asarray(batch["data"], dtype=np.uint8).reshape(-1, 3, 32, 32) for batch in batches]
+            )
             labels = np.concatenate([np.asarray(batch[key], dtype=np.int64) for batch in batches])
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise InputError(f"{name}: a batch lacks what it should hold ({error})") from error
@@ -195,10 +205,14 @@ def _check(name: str, spec: DatasetSpec, images: Tensor, labels: Tensor) -> None
     if images.shape[1] != spec.channels:
         raise InputError(f"{name} should have {spec.channels} channel(s), its files have {images.shape[1]}")
     if len(labels) and not (0 <= int(labels.min()) and int(labels.max()) < spec.num_classes):
-        raise InputError(f"{name} should have labels 0..{spec.num_classes - 1}, its files have {int(labels.min())}..{int(labels.max())}")
+        raise InputError(
+            f"{name} should have labels 0..{spec.num_classes - 1}, its files have {int(labels.min())}..{int(labels.max())}"
+        )
 
 
-def load_dataset(name: str, spec: DatasetSpec, image_size: int, device: str, download: bool, split_seed: int) -> Dataset:
+def load_dataset(
+    name: str, spec: DatasetSpec, image_size: int, device: str, download: bool, split_seed: int
+) -> Dataset:
     """Read, check, scale to [-1, 1], resize and split.
 
     digits is split here: a permutation drawn from `split_seed` gives test (500), private (600), public (the rest). The others keep
@@ -218,12 +232,12 @@ def load_dataset(name: str, spec: DatasetSpec, image_size: int, device: str, dow
 
     order = torch.randperm(len(parts[0]), generator=generator_for(split_seed, "split", name))
     if spec.test is not None:
-        test, order = parts[0].subset(order[: spec.test]), order[spec.test:]
+        test, order = parts[0].subset(order[: spec.test]), order[spec.test :]
     else:
         test = parts[1]
     train = parts[0].subset(order)
     private = Split(train.images[: spec.private], train.labels[: spec.private])
-    judge = Split(train.images[spec.private:], train.labels[spec.private:])
+    judge = Split(train.images[spec.private :], train.labels[spec.private :])
     hashes = {"private": private.hash, "public": Split(judge.images).hash, "test": test.hash}
     splits = {"private": private, "judge": judge, "train": train, "test": test}
     moved = {key: Split(split.images.to(device), split.labels.to(device)) for key, split in splits.items()}

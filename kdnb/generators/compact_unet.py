@@ -30,15 +30,26 @@ class CompactUNet(ModelMixin, ConfigMixin):
 
     @register_to_config
     def __init__(
-        self, sample_size: int = 16, in_channels: int = 1, shuffle: int = 2, widths: tuple[int, ...] = (32, 32), layers: int = 1,
+        self,
+        sample_size: int = 16,
+        in_channels: int = 1,
+        shuffle: int = 2,
+        widths: tuple[int, ...] = (32, 32),
+        layers: int = 1,
         norm_groups: int = 8,
     ):
         super().__init__()
         channels, depth = in_channels * shuffle**2, len(widths)
         self.unet = UNet2DModel(
-            sample_size=sample_size // shuffle, in_channels=channels, out_channels=channels, block_out_channels=tuple(widths),
-            layers_per_block=layers, norm_num_groups=norm_groups, add_attention=False,
-            down_block_types=("DownBlock2D",) * depth, up_block_types=("UpBlock2D",) * depth,
+            sample_size=sample_size // shuffle,
+            in_channels=channels,
+            out_channels=channels,
+            block_out_channels=tuple(widths),
+            layers_per_block=layers,
+            norm_num_groups=norm_groups,
+            add_attention=False,
+            down_block_types=("DownBlock2D",) * depth,
+            up_block_types=("UpBlock2D",) * depth,
         )
 
     def forward(self, sample: Tensor, timestep: Tensor | int, return_dict: bool = True) -> UNet2DOutput | tuple[Tensor]:

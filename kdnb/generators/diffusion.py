@@ -23,6 +23,7 @@ PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
 # --- the prior as samplers see it ----------------------------------------------------------------------------------------------
 
+
 def linear_alphas_cumprod(num_train_timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Tensor:
     """abar_t = prod_{s <= t} (1 - beta_s) for betas on a straight line, (T,) float32 computed in float64.
 
@@ -52,8 +53,10 @@ class DiffusionPrior:
         check_name("prediction type", self.prediction_type, PREDICTION_TYPES)
         alphas = self.alphas_cumprod
         if alphas.dim() != 1 or not bool(((alphas > 0) & (alphas < 1)).all() and (alphas.diff() < 0).all()):
-            raise InputError("alphas_cumprod must fall from step to step and stay inside (0, 1); a schedule that ends at zero signal "
-                             "(rescale_betas_zero_snr) has no x0 estimate from epsilon there")
+            raise InputError(
+                "alphas_cumprod must fall from step to step and stay inside (0, 1); a schedule that ends at zero signal "
+                "(rescale_betas_zero_snr) has no x0 estimate from epsilon there"
+            )
         self.model.eval().requires_grad_(False)
 
     @property
@@ -90,25 +93,38 @@ class DiffusionPrior:
 
 # --- building ------------------------------------------------------------------------------------------------------------------
 
-def _compact_unet(channels: int, image_size: int, shuffle: int = 2, widths=(32, 32), layers: int = 1, norm_groups: int = 8) -> nn.Module:
+
+def _compact_unet(
+    channels: int, image_size: int, shuffle: int = 2, widths=(32, 32), layers: int = 1, norm_groups: int = 8
+) -> nn.Module:
     from kdnb.generators.compact_unet import CompactUNet
 
     return CompactUNet(image_size, channels, shuffle, tuple(widths), layers, norm_groups)
 
 
-def _unet(channels: int, image_size: int, widths=(128, 256, 256, 256), layers: int = 2, norm_groups: int = 32) -> nn.Module:
+def _unet(
+    channels: int, image_size: int, widths=(128, 256, 256, 256), layers: int = 2, norm_groups: int = 32
+) -> nn.Module:
     """The layout of Ho et al. for CIFAR: attention at the second resolution (16x16 for 32x32 images)."""
     from diffusers import UNet2DModel
 
     down = ["AttnDownBlock2D" if level == 1 else "DownBlock2D" for level in range(len(widths))]
     up = [name.replace("Down", "Up") for name in reversed(down)]
-    return UNet2DModel(sample_size=image_size, in_channels=channels, out_channels=channels, block_out_channels=tuple(widths),
-                       layers_per_block=layers, norm_num_groups=norm_groups, down_block_types=tuple(down), up_block_types=tuple(up))
+    return UNet2DModel(
+        sample_size=image_size,
+        in_channels=channels,
+        out_channels=channels,
+        block_out_channels=tuple(widths),
+        layers_per_block=layers,
+        norm_num_groups=norm_groups,
+        down_block_types=tuple(down),
+        up_block_types=tuple(up),
+    )
 
 
 PRIORS: dict[str, Callable[..., nn.Module]] = {
     "compact_unet": _compact_unet,  # CPU: digits in under a minute
-    "unet": _unet,                  # GPU: 35.7M parameters at its defaults
+    "unet": _unet,  # GPU: 35.7M parameters at its defaults
 }
 
 
@@ -133,11 +149,14 @@ def build_prior(name: str, channels: int, image_size: int, **kwargs) -> nn.Modul
     if image_size % stride:
         raise InputError(f"prior {name} with these widths needs an image_size divisible by {stride}, got {image_size}")
     if any(width % chosen["norm_groups"] for width in chosen["widths"]):
-        raise InputError(f"widths must be divisible by norm_groups, got {list(chosen['widths'])} and {chosen['norm_groups']}")
+        raise InputError(
+            f"widths must be divisible by norm_groups, got {list(chosen['widths'])} and {chosen['norm_groups']}"
+        )
     return maker(channels, image_size, **kwargs)
 
 
 # --- folders of diffusers ------------------------------------------------------------------------------------------------------
+
 
 def save_prior(prior: DiffusionPrior, folder: Path) -> None:
     """Write a folder that `load_prior` and diffusers itself can read: config.json, safetensors weights, scheduler/.
@@ -156,7 +175,9 @@ def save_prior(prior: DiffusionPrior, folder: Path) -> None:
         raise InputError(f"only models of diffusers can be saved as a folder, got {type(prior.model).__name__}")
     alphas = prior.alphas_cumprod.detach().cpu().double()
     betas = 1 - alphas / torch.cat([torch.ones(1, dtype=torch.float64), alphas[:-1]])
-    scheduler = DDPMScheduler(num_train_timesteps=len(betas), trained_betas=betas.tolist(), prediction_type=prior.prediction_type)
+    scheduler = DDPMScheduler(
+        num_train_timesteps=len(betas), trained_betas=betas.tolist(), prediction_type=prior.prediction_type
+    )
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".tmp-"))
     try:
@@ -184,11 +205,15 @@ def load_prior(folder: Path) -> DiffusionPrior:
     if (folder / "config.json").is_file():
         model_folder = folder
     elif (folder / "model_index.json").is_file():
-        model_folder = next((folder / part for part in ("unet", "transformer") if (folder / part / "config.json").is_file()), None)
+        model_folder = next(
+            (folder / part for part in ("unet", "transformer") if (folder / part / "config.json").is_file()), None
+        )
     else:
         model_folder = None
     if model_folder is None:
-        raise InputError(f"{folder.name} is no folder of a diffusion model: config.json (or model_index.json with unet/config.json) is missing")
+        raise InputError(
+            f"{folder.name} is no folder of a diffusion model: config.json (or model_index.json with unet/config.json) is missing"
+        )
     model = _load_model(model_folder)
     configs = [folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json"]
     config = next((_read_config(path) for path in configs if path.is_file()), None)
@@ -212,10 +237,14 @@ def _load_model(folder: Path) -> nn.Module:
     if not list(folder.glob("diffusion_pytorch_model*.safetensors")):
         pickles = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
         found = f"; {', '.join(pickles)} can run code when opened and is not read" if pickles else ""
-        raise InputError(f"{folder.name} has no diffusion_pytorch_model.safetensors{found}. Save with safe_serialization=True")
+        raise InputError(
+            f"{folder.name} has no diffusion_pytorch_model.safetensors{found}. Save with safe_serialization=True"
+        )
     kind = _model_class(config.get("_class_name"))
     try:
-        model, info = kind.from_pretrained(folder, use_safetensors=True, local_files_only=True, output_loading_info=True)
+        model, info = kind.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
     except Exception as error:  # diffusers raises many kinds; all of them mean that this folder can't be used
         raise InputError(f"{folder.name} can't be loaded as {kind.__name__}: {error}") from error
     wrong = {name: keys for name, keys in info.items() if keys}
@@ -239,7 +268,9 @@ def _model_class(name: object) -> type:
         return CompactUNet
     kind = getattr(diffusers, name, None) if isinstance(name, str) and name.endswith("Model") else None
     if not (isinstance(kind, type) and issubclass(kind, diffusers.ModelMixin)):
-        raise InputError(f"config.json names the class {name!r}; allowed: CompactUNet and the models of diffusers, such as UNet2DModel")
+        raise InputError(
+            f"config.json names the class {name!r}; allowed: CompactUNet and the models of diffusers, such as UNet2DModel"
+        )
     return kind
 
 
@@ -254,7 +285,9 @@ def _try_once(model: nn.Module) -> None:
     except Exception as error:
         raise InputError(f"{type(model).__name__} can't serve as an unconditional image prior: {error}") from error
     if shape[1] < x.shape[1] or shape[2:] != x.shape[2:]:
-        raise InputError(f"a prior maps images to noise of their shape; {type(model).__name__} maps {tuple(x.shape)} to {tuple(shape)}")
+        raise InputError(
+            f"a prior maps images to noise of their shape; {type(model).__name__} maps {tuple(x.shape)} to {tuple(shape)}"
+        )
 
 
 def _schedule(config: dict) -> tuple[Tensor, str]:
@@ -263,10 +296,14 @@ def _schedule(config: dict) -> tuple[Tensor, str]:
 
     prediction_type = config.get("prediction_type", "epsilon")
     betas = config.get("trained_betas")
-    if betas is not None:  # in float64: DDPMScheduler would round them, and a saved prior would come back slightly different
+    if (
+        betas is not None
+    ):  # in float64: DDPMScheduler would round them, and a saved prior would come back slightly different
         return torch.cumprod(1 - torch.tensor(betas, dtype=torch.float64), 0).float(), prediction_type
     if "beta_schedule" not in config:
-        raise InputError(f"the scheduler {config.get('_class_name')} has no betas (flow matching and EDM priors are not supported)")
+        raise InputError(
+            f"the scheduler {config.get('_class_name')} has no betas (flow matching and EDM priors are not supported)"
+        )
     try:
         return DDPMScheduler.from_config(config).alphas_cumprod, prediction_type
     except (NotImplementedError, TypeError, ValueError) as error:

@@ -47,8 +47,16 @@ def ema_decay_at(step: int, ema_decay: float) -> float:
 
 
 def train_prior(
-    model: nn.Module, images: Tensor, *, steps: int, batch_size: int = 32, lr: float = 8e-3, ema_decay: float = 0.995, seed: int = 0,
-    folder: Path | None = None, alphas_cumprod: Tensor | None = None,
+    model: nn.Module,
+    images: Tensor,
+    *,
+    steps: int,
+    batch_size: int = 32,
+    lr: float = 8e-3,
+    ema_decay: float = 0.995,
+    seed: int = 0,
+    folder: Path | None = None,
+    alphas_cumprod: Tensor | None = None,
 ) -> PriorFit:
     """Train a denoiser on unlabelled images by the simple epsilon loss.
 
@@ -75,8 +83,10 @@ def train_prior(
     Source: Ho, Jain, Abbeel, NeurIPS 2020, equation 14.
     """
     if images.dim() != 4 or not len(images) or steps < 1 or batch_size < 1 or lr <= 0 or not 0 <= ema_decay < 1:
-        raise InputError(f"a prior needs images (N, C, H, W), steps and batch_size >= 1, lr > 0 and 0 <= ema_decay < 1, got images "
-                         f"{tuple(images.shape)}, {steps}, {batch_size}, {lr} and {ema_decay}")
+        raise InputError(
+            f"a prior needs images (N, C, H, W), steps and batch_size >= 1, lr > 0 and 0 <= ema_decay < 1, got images "
+            f"{tuple(images.shape)}, {steps}, {batch_size}, {lr} and {ema_decay}"
+        )
     recipe = {"steps": steps, "batch_size": batch_size, "lr": lr, "ema_decay": ema_decay, "seed": seed}
     alphas = linear_alphas_cumprod() if alphas_cumprod is None else alphas_cumprod
     alphas_device = alphas.to(images)
@@ -93,7 +103,9 @@ def train_prior(
     saved = time.monotonic()
 
     for step in progress(range(start, steps), "diffusion prior", steps, start):
-        x_t, t, eps = _noisy_batch(images, alphas_device, batch_size, generator_for(seed, "prior", step, device=images.device))
+        x_t, t, eps = _noisy_batch(
+            images, alphas_device, batch_size, generator_for(seed, "prior", step, device=images.device)
+        )
         loss = F.mse_loss(model(x_t, t).sample, eps)
         for group in optimizer.param_groups:
             group["lr"] = lr * warm_cosine(step, steps)
@@ -101,7 +113,9 @@ def train_prior(
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        torch._foreach_lerp_(averages, [parameter.detach() for parameter in parameters], 1 - ema_decay_at(step, ema_decay))
+        torch._foreach_lerp_(
+            averages, [parameter.detach() for parameter in parameters], 1 - ema_decay_at(step, ema_decay)
+        )
         losses[step] = loss.detach()
         if folder is not None and time.monotonic() - saved > _SAVE_EVERY:
             _stop_if_not_finite(losses)
@@ -115,7 +129,9 @@ def train_prior(
     return PriorFit(DiffusionPrior(model, alphas.to(images.device)), losses.cpu())
 
 
-def _noisy_batch(images: Tensor, alphas_cumprod: Tensor, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+def _noisy_batch(
+    images: Tensor, alphas_cumprod: Tensor, batch_size: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
     """x_t, t and eps of one step, from one generator."""
     device = images.device
     x_0 = images[torch.randint(len(images), (batch_size,), generator=generator, device=device)]
@@ -126,14 +142,23 @@ def _noisy_batch(images: Tensor, alphas_cumprod: Tensor, batch_size: int, genera
 
 
 def _snapshot(step: int, recipe: dict, model: nn.Module, optimizer, averages: list[Tensor], losses: Tensor) -> dict:
-    return {"step": step, "recipe": recipe, "model": model.state_dict(), "optimizer": optimizer.state_dict(), "averages": averages,
-            "losses": losses, "random": random_state()}
+    return {
+        "step": step,
+        "recipe": recipe,
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "averages": averages,
+        "losses": losses,
+        "random": random_state(),
+    }
 
 
 def _restore(state: dict, recipe: dict, model: nn.Module, optimizer, averages: list[Tensor], losses: Tensor) -> int:
     """Put a snapshot back and return the number of steps done."""
     if state["recipe"] != recipe:
-        raise InputError(f"the folder holds checkpoints of another recipe: {state['recipe']}, asked for {recipe}; empty it or use another")
+        raise InputError(
+            f"the folder holds checkpoints of another recipe: {state['recipe']}, asked for {recipe}; empty it or use another"
+        )
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     for average, saved in zip(averages, state["averages"], strict=True):
@@ -146,5 +171,7 @@ def _restore(state: dict, recipe: dict, model: nn.Module, optimizer, averages: l
 def _stop_if_not_finite(losses: Tensor) -> None:
     bad = (~losses.isfinite()).nonzero()
     if len(bad):
-        raise FloatingPointError(f"diffusion prior: the loss became infinite or NaN at step {int(bad[0])}; the last checkpoint is from "
-                                 "before. Lower lr.")
+        raise FloatingPointError(
+            f"diffusion prior: the loss became infinite or NaN at step {int(bad[0])}; the last checkpoint is from "
+            "before. Lower lr."
+        )

@@ -34,7 +34,14 @@ class LatentGenerator(nn.Module):
     Source: Chen et al., ICCV 2019; Fang et al., IJCAI 2021. 2,328,899 parameters at size 32 and the CMI defaults.
     """
 
-    def __init__(self, image_size: int = 32, channels: int = 3, latent_dim: int | None = None, width: int = 64, variant: str = "cmi"):
+    def __init__(
+        self,
+        image_size: int = 32,
+        channels: int = 3,
+        latent_dim: int | None = None,
+        width: int = 64,
+        variant: str = "cmi",
+    ):
         super().__init__()
         check_name("generator variant", variant, VARIANTS)
         if image_size < 4 or image_size % 4:
@@ -67,7 +74,9 @@ class LatentGenerator(nn.Module):
         return 2.0 * self.unit_images(z) - 1.0
 
 
-def draw_latents(count: int, latent_dim: int, rng: torch.Generator | None = None, device: torch.device | str = "cpu") -> Tensor:
+def draw_latents(
+    count: int, latent_dim: int, rng: torch.Generator | None = None, device: torch.device | str = "cpu"
+) -> Tensor:
     """Standard normal latents (count, latent_dim); `rng` must live on `device`."""
     return torch.randn(count, latent_dim, generator=rng, device=device)
 

@@ -64,7 +64,9 @@ class PerturbationGenerator(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]
         if height % 4 or width % 4 or min(height, width) < 8:
-            raise InputError(f"the perturbation network needs images whose sides are multiples of 4 and at least 8, got {height} x {width}")
+            raise InputError(
+                f"the perturbation network needs images whose sides are multiples of 4 and at least 8, got {height} x {width}"
+            )
         return self.model0(x)
 
 

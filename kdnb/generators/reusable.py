@@ -52,10 +52,19 @@ class ReusableGenerator(nn.Module):
     `forward` gives (-1, 1); `unit_images` the decoder's (0, 1). Source: AEAHL-RG released code (2024).
     """
 
-    def __init__(self, image_size: int = 32, channels: int = 3, latent_dim: int = 256, width: int = 64, twin_branches: bool = False):
+    def __init__(
+        self,
+        image_size: int = 32,
+        channels: int = 3,
+        latent_dim: int = 256,
+        width: int = 64,
+        twin_branches: bool = False,
+    ):
         super().__init__()
         self.gan1 = LatentGenerator(image_size, channels, latent_dim, width)
-        self.gan2 = copy.deepcopy(self.gan1) if twin_branches else LatentGenerator(image_size, channels, latent_dim, width)
+        self.gan2 = (
+            copy.deepcopy(self.gan1) if twin_branches else LatentGenerator(image_size, channels, latent_dim, width)
+        )
         self.decoder = Decoder(channels)
         self.latent_dim, self.image_size, self.channels = latent_dim, image_size, channels
 
@@ -68,7 +77,12 @@ class ReusableGenerator(nn.Module):
         return 2.0 * self.unit_images(z) - 1.0
 
 
-def prepare(generator: ReusableGenerator, mode: str, branch: dict[str, Tensor] | None = None, decoder: dict[str, Tensor] | None = None) -> None:
+def prepare(
+    generator: ReusableGenerator,
+    mode: str,
+    branch: dict[str, Tensor] | None = None,
+    decoder: dict[str, Tensor] | None = None,
+) -> None:
     """Give a fresh generator the initial state of `mode`: nothing to do for `anew`, else g2 and d are loaded, g1 stays random.
 
     Args:
@@ -81,7 +95,9 @@ def prepare(generator: ReusableGenerator, mode: str, branch: dict[str, Tensor] |
     check_name("generator mode", mode, MODES)
     if mode == "anew":
         if branch is not None or decoder is not None:
-            raise InputError("mode 'anew' starts from random weights and takes no branch or decoder; use a reuse mode to load them")
+            raise InputError(
+                "mode 'anew' starts from random weights and takes no branch or decoder; use a reuse mode to load them"
+            )
         return
     if branch is None or decoder is None:
         raise InputError(f"mode {mode!r} needs the branch and the decoder of an earlier task")
@@ -89,7 +105,9 @@ def prepare(generator: ReusableGenerator, mode: str, branch: dict[str, Tensor] |
         generator.gan2.load_state_dict(branch)
         generator.decoder.load_state_dict(decoder)
     except RuntimeError as error:
-        raise InputError(f"the earlier task's weights do not fit this generator (image size, channels, latent size, width): {error}") from None
+        raise InputError(
+            f"the earlier task's weights do not fit this generator (image size, channels, latent size, width): {error}"
+        ) from None
 
 
 def parameter_groups(generator: ReusableGenerator, mode: str, lr: float) -> list[dict]:

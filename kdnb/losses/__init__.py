@@ -21,7 +21,14 @@ from kdnb.losses.bounds import (
 from kdnb.losses.dkd import dkd_loss, dkd_per_sample
 from kdnb.losses.features import batch_similarity, feature_mse, pool_to, pool_to_smaller, semckd_loss, vid_loss
 from kdnb.losses.kd import ce_loss, kd_loss, kd_per_sample
-from kdnb.losses.mlld import batch_relation_rows, class_relation_rows, confidence_masks, kd_rows, mlld_loss, mlld_loss_released
+from kdnb.losses.mlld import (
+    batch_relation_rows,
+    class_relation_rows,
+    confidence_masks,
+    kd_rows,
+    mlld_loss,
+    mlld_loss_released,
+)
 from kdnb.losses.relation import relation_loss, relation_loss_released, swapped_prediction
 from kdnb.losses.sdd import (
     check_scales,

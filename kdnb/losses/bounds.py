@@ -80,7 +80,9 @@ def ppca_posterior(x: Tensor, model: PPCA) -> tuple[Tensor, Tensor]:
     return (x - model.mean) @ model.weight @ inverse, model.variance * inverse
 
 
-def gaussian_kl(mean: Tensor, covariance: Tensor, mean_p: Tensor | None = None, covariance_p: Tensor | None = None) -> Tensor:
+def gaussian_kl(
+    mean: Tensor, covariance: Tensor, mean_p: Tensor | None = None, covariance_p: Tensor | None = None
+) -> Tensor:
     """KL( N(m, V) || N(m_p, S) ); without the second pair against the standard normal.
 
         1/2 [ tr(S^{-1} V) + (m - m_p)^T S^{-1} (m - m_p) - q + ln |S| - ln |V| ]

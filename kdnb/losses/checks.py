@@ -28,7 +28,9 @@ def check_temperature(temperature: float) -> None:
 def check_logits(logits_s: Tensor, logits_t: Tensor, class_dim: int = -1) -> None:
     """Equal shapes with at least two classes along `class_dim`."""
     if logits_s.shape != logits_t.shape:
-        raise InputError(f"logits_s has shape {tuple(logits_s.shape)}, logits_t {tuple(logits_t.shape)}; they must be equal")
+        raise InputError(
+            f"logits_s has shape {tuple(logits_s.shape)}, logits_t {tuple(logits_t.shape)}; they must be equal"
+        )
     check_classes(logits_s, class_dim)
 
 
@@ -40,4 +42,6 @@ def check_classes(logits: Tensor, class_dim: int = -1) -> None:
 def check_labels(labels: Tensor, shape: torch.Size | tuple) -> None:
     """Integer class ids of the given shape; that each is below K is left to the kernel (a check here would wait for the device)."""
     if tuple(labels.shape) != tuple(shape) or labels.dtype != torch.int64:
-        raise InputError(f"labels must be int64 class ids of shape {tuple(shape)}, got {labels.dtype} of shape {tuple(labels.shape)}")
+        raise InputError(
+            f"labels must be int64 class ids of shape {tuple(shape)}, got {labels.dtype} of shape {tuple(labels.shape)}"
+        )

@@ -67,11 +67,15 @@ def contrastive_inversion_loss(
     """
     check_temperature(temperature)
     if proj_local.shape != proj_global.shape or (cached_local is None) != (cached_global is None):
-        raise InputError(f"views must come in pairs of one shape, got {tuple(proj_local.shape)} and {tuple(proj_global.shape)}")
+        raise InputError(
+            f"views must come in pairs of one shape, got {tuple(proj_local.shape)} and {tuple(proj_global.shape)}"
+        )
     rows, columns = proj_local, proj_global
     if cached_local is not None:
         if cached_local.shape != cached_global.shape:
-            raise InputError(f"cached views differ in shape: {tuple(cached_local.shape)} and {tuple(cached_global.shape)}")
+            raise InputError(
+                f"cached views differ in shape: {tuple(cached_local.shape)} and {tuple(cached_global.shape)}"
+            )
         rows, columns = torch.cat([rows, cached_local]), torch.cat([columns, cached_global])
     logits = rows @ columns.detach().mT / temperature
     losses = F.cross_entropy(logits, torch.arange(len(rows), device=rows.device), reduction="none")
@@ -80,7 +84,11 @@ def contrastive_inversion_loss(
 
 
 def supervised_contrast(
-    features: Tensor, labels: Tensor | None = None, temperature: float = 0.07, base_temperature: float = 0.07, anchors: str = "all"
+    features: Tensor,
+    labels: Tensor | None = None,
+    temperature: float = 0.07,
+    base_temperature: float = 0.07,
+    anchors: str = "all",
 ) -> Tensor:
     """SupCon (with labels) and SimCLR (without), one loss an anchor.
 

@@ -42,9 +42,13 @@ def batch_norm_terms(
     """
     lengths = {len(means), len(variances), len(running_means), len(running_variances)}
     if len(lengths) != 1 or lengths == {0}:
-        raise InputError(f"batch-norm statistics need four non-empty lists of one length (one entry a layer), got lengths {sorted(lengths)}")
+        raise InputError(
+            f"batch-norm statistics need four non-empty lists of one length (one entry a layer), got lengths {sorted(lengths)}"
+        )
     terms = []
-    for mean, variance, running_mean, running_variance in zip(means, variances, running_means, running_variances, strict=True):
+    for mean, variance, running_mean, running_variance in zip(
+        means, variances, running_means, running_variances, strict=True
+    ):
         gap_mean, gap_variance = mean - running_mean.detach(), variance - running_variance.detach()
         if squared:
             terms.append(gap_mean.square().sum() + gap_variance.square().sum())
@@ -250,7 +254,12 @@ def total_variation_l2(images: Tensor) -> Tensor:
 
 
 def hard_mix_loss(
-    logits_s: Tensor, logits_t: Tensor, kd_weight: float = 0.9, ce_weight: float = 0.1, temperature: float = 20.0, labels: Tensor | None = None
+    logits_s: Tensor,
+    logits_t: Tensor,
+    kd_weight: float = 0.9,
+    ce_weight: float = 0.1,
+    temperature: float = 20.0,
+    labels: Tensor | None = None,
 ) -> Tensor:
     """Distillation with a hard-label share, for images that have no ground truth.
 

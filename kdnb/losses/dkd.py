@@ -16,7 +16,9 @@ def _split(logits: Tensor, labels: Tensor, target: Tensor, temperature: float) -
     return log_target, log_rest, log_p - log_rest.unsqueeze(-1)
 
 
-def dkd_per_sample(logits_s: Tensor, logits_t: Tensor, labels: Tensor, temperature: float = 4.0) -> tuple[Tensor, Tensor]:
+def dkd_per_sample(
+    logits_s: Tensor, logits_t: Tensor, labels: Tensor, temperature: float = 4.0
+) -> tuple[Tensor, Tensor]:
     """TCKD and NCKD of every row; see `dkd_loss` for the equations.
 
     Args:

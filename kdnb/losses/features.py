@@ -9,7 +9,9 @@ from kdnb.losses.checks import no_autocast, upcast
 
 def _same_shape(feat_s: Tensor, feat_t: Tensor) -> None:
     if feat_s.shape != feat_t.shape:
-        raise InputError(f"features must have one shape, got {tuple(feat_s.shape)} of the student and {tuple(feat_t.shape)} of the teacher")
+        raise InputError(
+            f"features must have one shape, got {tuple(feat_s.shape)} of the student and {tuple(feat_t.shape)} of the teacher"
+        )
 
 
 def pool_to_smaller(feat_s: Tensor, feat_t: Tensor) -> tuple[Tensor, Tensor]:

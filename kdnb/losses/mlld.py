@@ -110,9 +110,21 @@ def mlld_loss(
     samples, classes = confidence_masks(weak_t)
     z = standardize if standardize_logits else upcast
     parts = (
-        (kd_rows(z(weak_s), z(weak_t.detach()), temperatures), kd_rows(z(strong_s), z(strong_t.detach()), temperatures), samples),
-        (class_relation_rows(weak_s, weak_t, temperatures), class_relation_rows(strong_s, strong_t, temperatures), classes),
-        (batch_relation_rows(weak_s, weak_t, temperatures), batch_relation_rows(strong_s, strong_t, temperatures), samples),
+        (
+            kd_rows(z(weak_s), z(weak_t.detach()), temperatures),
+            kd_rows(z(strong_s), z(strong_t.detach()), temperatures),
+            samples,
+        ),
+        (
+            class_relation_rows(weak_s, weak_t, temperatures),
+            class_relation_rows(strong_s, strong_t, temperatures),
+            classes,
+        ),
+        (
+            batch_relation_rows(weak_s, weak_t, temperatures),
+            batch_relation_rows(strong_s, strong_t, temperatures),
+            samples,
+        ),
     )
     kd, of_classes, of_batch = ((weak * mask + strong).mean(-1).sum() for weak, strong, mask in parts)
     return kd, of_classes, of_batch

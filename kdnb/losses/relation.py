@@ -11,12 +11,16 @@ from kdnb.errors import InputError
 from kdnb.losses.checks import check_temperature, no_autocast, upcast
 
 
-def _relation_terms(new_logits: Tensor, old_logits: Tensor, unlabelled: Tensor, temperature: float, kd_temperature: float):
+def _relation_terms(
+    new_logits: Tensor, old_logits: Tensor, unlabelled: Tensor, temperature: float, kd_temperature: float
+):
     """Gate w / (V B) (V, heads, B), zero for labelled samples; log-probabilities of both models over the known classes (V, heads, B, K_old)."""
     num_old = old_logits.shape[-1]
     if new_logits.shape[:-1] != old_logits.shape[:-1] or new_logits.shape[-1] <= num_old:
-        raise InputError("new_logits must have the layout of old_logits and more classes, got "
-                         f"{tuple(new_logits.shape)} and {tuple(old_logits.shape)}")
+        raise InputError(
+            "new_logits must have the layout of old_logits and more classes, got "
+            f"{tuple(new_logits.shape)} and {tuple(old_logits.shape)}"
+        )
     check_temperature(temperature)
     check_temperature(kd_temperature)
     scale = temperature * kd_temperature
@@ -28,7 +32,9 @@ def _relation_terms(new_logits: Tensor, old_logits: Tensor, unlabelled: Tensor, 
     return gate, F.log_softmax(new[..., :num_old], dim=-1), F.log_softmax(old, dim=-1)
 
 
-def relation_loss(new_logits: Tensor, old_logits: Tensor, unlabelled: Tensor, temperature: float = 0.1, kd_temperature: float = 4.0) -> Tensor:
+def relation_loss(
+    new_logits: Tensor, old_logits: Tensor, unlabelled: Tensor, temperature: float = 0.1, kd_temperature: float = 4.0
+) -> Tensor:
     """Keep how novel-class samples resemble the known classes as the model before discovery saw it.
 
         a = z^old / (tau T),  c = z^new / (tau T),   w = sum_{k <= K_old} softmax(c)_k,   w <- w / mean w
@@ -53,8 +59,9 @@ def relation_loss(new_logits: Tensor, old_logits: Tensor, unlabelled: Tensor, te
     return kd_temperature**2 * (gate * (log_q.exp() * (log_q - log_p)).sum(-1)).sum((0, 2))
 
 
-def relation_loss_released(new_logits: Tensor, old_logits: Tensor, unlabelled: Tensor, temperature: float = 0.1,
-                           kd_temperature: float = 4.0) -> Tensor:
+def relation_loss_released(
+    new_logits: Tensor, old_logits: Tensor, unlabelled: Tensor, temperature: float = 0.1, kd_temperature: float = 4.0
+) -> Tensor:
     """The relation term with cross-entropy in place of KL, as released.
 
         L_h = T^2 mean_{v,b} [ w CE(softmax(a), softmax(c_{1..K_old})) ]
@@ -86,9 +93,16 @@ def swapped_prediction(logits: Tensor, targets: Tensor, num_large: int = 2, temp
     Source: Gu et al., ICCV 2023, after Caron et al., NeurIPS 2020 (SwAV). One product over all pairs of views instead of loops.
     """
     num_views = logits.shape[0]
-    if num_views < 2 or not 1 <= num_large <= num_views or len(targets) < num_large or targets.shape[1:] != logits.shape[1:]:
-        raise InputError(f"swapped prediction needs V >= 2 views and targets for {num_large} of them, got logits {tuple(logits.shape)} "
-                         f"and targets {tuple(targets.shape)}")
+    if (
+        num_views < 2
+        or not 1 <= num_large <= num_views
+        or len(targets) < num_large
+        or targets.shape[1:] != logits.shape[1:]
+    ):
+        raise InputError(
+            f"swapped prediction needs V >= 2 views and targets for {num_large} of them, got logits {tuple(logits.shape)} "
+            f"and targets {tuple(targets.shape)}"
+        )
     check_temperature(temperature)
     log_p = F.log_softmax(upcast(logits) / temperature, dim=-1)
     with no_autocast(log_p):

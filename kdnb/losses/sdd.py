@@ -148,7 +148,9 @@ def sdd_kd_loss(
 
 def _dkd_rows(logits_s, logits_t, labels, alpha, beta, temperature, standardized) -> Tensor:
     labels = labels.unsqueeze(1).expand(-1, logits_s.shape[2])
-    tckd, nckd = dkd_per_sample(_rows(logits_s, standardized), _rows(logits_t.detach(), standardized), labels, temperature)
+    tckd, nckd = dkd_per_sample(
+        _rows(logits_s, standardized), _rows(logits_t.detach(), standardized), labels, temperature
+    )
     return alpha * tckd + beta * nckd
 
 
@@ -184,7 +186,9 @@ def sdd_kd_lskd_loss_released(logits_s: Tensor, logits_t: Tensor, labels: Tensor
     Arguments as `sdd_kd_loss`. Source: Shardzzi/SDD-LSKD-Fusion, released code only.
     """
     _check(logits_s, logits_t, labels)
-    rows = kd_per_sample(_rows(logits_s, True), _rows(logits_t.detach(), True), temperature).T.flatten()  # (M B), region-major
+    rows = kd_per_sample(
+        _rows(logits_s, True), _rows(logits_t.detach(), True), temperature
+    ).T.flatten()  # (M B), region-major
     local = _correct(logits_t, labels)
     image = torch.arange(rows.numel(), device=rows.device) // local.shape[1]
     consistent = (local.T.flatten() == local[image, 0]).to(rows.dtype)
@@ -206,6 +210,8 @@ def sdd_dkd_lskd_loss_released(
     At B = 64 and M = 21 the value is 1344 times that of `sdd_dkd_loss(..., standardize_logits=True)`, the sound form; released training
     hides it behind gradient clipping at norm 40. Arguments as `sdd_dkd_loss`. Source: Shardzzi/SDD-LSKD-Fusion, released code only.
     """
-    mean = sdd_dkd_loss(logits_s, logits_t, labels, alpha, beta, temperature, complementary_weight, standardize_logits=True)
+    mean = sdd_dkd_loss(
+        logits_s, logits_t, labels, alpha, beta, temperature, complementary_weight, standardize_logits=True
+    )
     regions = logits_s.shape[2]
     return mean if regions == 1 else mean * (logits_s.shape[0] * regions)

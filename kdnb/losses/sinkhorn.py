@@ -29,7 +29,9 @@ def sinkhorn(logits: Tensor, epsilon: float = 0.05, num_iters: int = 3) -> Tenso
     works with exponentials, one view and head at a time, and ignores its configured values.
     """
     if not epsilon > 0 or num_iters < 1:
-        raise InputError(f"sinkhorn needs epsilon > 0 and num_iters >= 1, got epsilon = {epsilon}, num_iters = {num_iters}")
+        raise InputError(
+            f"sinkhorn needs epsilon > 0 and num_iters >= 1, got epsilon = {epsilon}, num_iters = {num_iters}"
+        )
     log_q = upcast(logits) / epsilon
     for _ in range(num_iters):
         log_q = log_q - log_q.logsumexp(-2, keepdim=True)

@@ -10,7 +10,13 @@ from torch import Tensor
 from kdnb.errors import InputError, check_name
 from kdnb.losses.checks import check_logits, check_temperature, upcast
 
-MODES = ("ori", "hard", "smoothing", "marginal_smoothing_kN", "marginal_renorm_kN")  # N: how many classes are kept, e.g. 5 or 10
+MODES = (
+    "ori",
+    "hard",
+    "smoothing",
+    "marginal_smoothing_kN",
+    "marginal_renorm_kN",
+)  # N: how many classes are kept, e.g. 5 or 10
 DISCARD_HARD, CONTEXT, POSITIVE, DISCARD_EASY = range(4)  # regions of FerKD, in order of rising teacher confidence
 
 
@@ -21,7 +27,7 @@ class CompressedLabels(NamedTuple):
     """
 
     indices: Tensor | None  # (..., k) int64
-    probs: Tensor | None    # (..., k) float
+    probs: Tensor | None  # (..., k) float
 
 
 def parse_mode(mode: str) -> tuple[str, int]:
@@ -36,7 +42,9 @@ def parse_mode(mode: str) -> tuple[str, int]:
     found = re.fullmatch(r"(marginal_smoothing|marginal_renorm)_k([1-9]\d*)", str(mode))
     if found:
         return found.group(1), int(found.group(2))
-    check_name("label mode", mode, MODES[:3] + ("marginal_smoothing_k5", "marginal_smoothing_k10", "marginal_renorm_k5"))
+    check_name(
+        "label mode", mode, MODES[:3] + ("marginal_smoothing_k5", "marginal_smoothing_k10", "marginal_renorm_k5")
+    )
     return mode, 0 if mode == "ori" else 1
 
 
@@ -88,7 +96,12 @@ def restore_labels(compressed: CompressedLabels, mode: str, num_classes: int) ->
     kind, k = parse_mode(mode)
     indices, probs = compressed
     kept = probs if indices is None else indices
-    if kept is None or kept.shape[-1] != (k or num_classes) or (probs is None) != (kind == "hard") or (indices is None) != (kind == "ori"):
+    if (
+        kept is None
+        or kept.shape[-1] != (k or num_classes)
+        or (probs is None) != (kind == "hard")
+        or (indices is None) != (kind == "ori")
+    ):
         raise InputError(f"these compressed labels were not made with mode {mode!r} for {num_classes} classes")
     if kind == "ori":
         return upcast(probs)
@@ -145,12 +158,21 @@ def ferkd_partition(confidence: Tensor, low: float, middle: float, top: float) -
     belongs to the region above it, one on T_T to the region below.
     """
     if not 0 <= low < middle < top <= 1:
-        raise InputError(f"thresholds must satisfy 0 <= low < middle < top <= 1, got low = {low}, middle = {middle}, top = {top}")
+        raise InputError(
+            f"thresholds must satisfy 0 <= low < middle < top <= 1, got low = {low}, middle = {middle}, top = {top}"
+        )
     return (confidence >= low).long() + (confidence >= middle) + (confidence > top)
 
 
-def ferkd_targets(soft_labels: Tensor, labels: Tensor, low: float, middle: float, top: float,
-                  smoothing: float = 0.1, by_label: bool = False) -> tuple[Tensor, Tensor]:
+def ferkd_targets(
+    soft_labels: Tensor,
+    labels: Tensor,
+    low: float,
+    middle: float,
+    top: float,
+    smoothing: float = 0.1,
+    by_label: bool = False,
+) -> tuple[Tensor, Tensor]:
     """Targets of FerKD: context crops get the smoothed ground truth, positives keep their soft label, the rest is left out.
 
         q = (1 - eps) onehot(y) + eps / (K - 1) elsewhere   in CONTEXT;      q = soft label   in POSITIVE
@@ -179,7 +201,9 @@ def ferkd_targets(soft_labels: Tensor, labels: Tensor, low: float, middle: float
     return targets, (region == CONTEXT) | (region == POSITIVE)
 
 
-def self_mix(crops: Tensor, targets: Tensor, lam: Tensor, box: tuple[int, int, int, int] | None = None, shift: int = 1) -> tuple[Tensor, Tensor]:
+def self_mix(
+    crops: Tensor, targets: Tensor, lam: Tensor, box: tuple[int, int, int, int] | None = None, shift: int = 1
+) -> tuple[Tensor, Tensor]:
     """SelfMix: mix crops of the *same* image, so that the mixed label stays near the image's own.
 
         mixup:   x = lam x_i + (1 - lam) x_j           q = lam q_i + (1 - lam) q_j,      j = (i + shift) mod M
@@ -204,10 +228,12 @@ def self_mix(crops: Tensor, targets: Tensor, lam: Tensor, box: tuple[int, int, i
     partners, partner_targets = crops.roll(-shift, 1), targets.roll(-shift, 1)
     if box is None:
         lam = torch.as_tensor(lam, dtype=crops.dtype, device=crops.device).reshape(-1, 1, 1)
-        return torch.lerp(partners, crops, lam[..., None, None]), torch.lerp(partner_targets, targets, lam.to(targets.dtype))
+        return torch.lerp(partners, crops, lam[..., None, None]), torch.lerp(
+            partner_targets, targets, lam.to(targets.dtype)
+        )
     y, x, h, w = box
     if min(y, x, h, w) < 0 or y + h > height or x + w > width:
         raise InputError(f"box {box} leaves the {height} x {width} image")
     mixed = crops.clone()
-    mixed[..., y:y + h, x:x + w] = partners[..., y:y + h, x:x + w]
+    mixed[..., y : y + h, x : x + w] = partners[..., y : y + h, x : x + w]
     return mixed, torch.lerp(targets, partner_targets, h * w / (height * width))

@@ -21,7 +21,9 @@ def _mix(ce: Tensor, term: Tensor, kd_weight: float) -> Tensor:
     return (1 - kd_weight) * ce + kd_weight * term
 
 
-def virtual_teacher(labels: Tensor, num_classes: int, correct_prob: float = 0.99, dtype: torch.dtype = torch.float32) -> Tensor:
+def virtual_teacher(
+    labels: Tensor, num_classes: int, correct_prob: float = 0.99, dtype: torch.dtype = torch.float32
+) -> Tensor:
     """A hand-written teacher: one probability for the label, the rest spread evenly.
 
         u_k = a  if k = y  else  (1 - a) / (K - 1)
@@ -39,9 +41,13 @@ def virtual_teacher(labels: Tensor, num_classes: int, correct_prob: float = 0.99
     Source: Yuan, Tay, Li, Wang, Feng, CVPR 2020 (Tf-KD). Deviation: one scatter; the released code fills rows in a Python loop.
     """
     if num_classes < 2 or not 0 < correct_prob <= 1:
-        raise InputError(f"a virtual teacher needs K >= 2 and correct_prob in (0, 1], got K = {num_classes}, correct_prob = {correct_prob}")
+        raise InputError(
+            f"a virtual teacher needs K >= 2 and correct_prob in (0, 1], got K = {num_classes}, correct_prob = {correct_prob}"
+        )
     check_labels(labels, (labels.numel(),))
-    others = torch.full((labels.shape[0], num_classes), (1 - correct_prob) / (num_classes - 1), dtype=dtype, device=labels.device)
+    others = torch.full(
+        (labels.shape[0], num_classes), (1 - correct_prob) / (num_classes - 1), dtype=dtype, device=labels.device
+    )
     return others.scatter(1, labels[:, None], correct_prob)
 
 
@@ -83,7 +89,9 @@ def lsr_released(logits_s: Tensor, labels: Tensor, smoothing: float = 0.1) -> Te
     return soft_cross_entropy(logits_s, virtual_teacher(labels, logits_s.shape[-1], 1 - smoothing, logits_s.dtype))
 
 
-def tf_kd_self(logits_s: Tensor, logits_t: Tensor, labels: Tensor, temperature: float = 6.0, kd_weight: float = 0.95) -> Tensor:
+def tf_kd_self(
+    logits_s: Tensor, logits_t: Tensor, labels: Tensor, temperature: float = 6.0, kd_weight: float = 0.95
+) -> Tensor:
     """Tf-KD by self-training: the teacher is the same architecture, trained before on the labels alone.
 
         L = (1 - alpha) CE(z^s, y) + alpha KL_tau(z^t || z^s),   KL_tau includes tau^2, mean over the batch, sum over classes
@@ -106,8 +114,14 @@ def tf_kd_self(logits_s: Tensor, logits_t: Tensor, labels: Tensor, temperature: 
     return _mix(ce_loss(logits_s, labels), kd_loss(logits_s, logits_t, temperature), kd_weight)
 
 
-def tf_kd_self_released(logits_s: Tensor, logits_t: Tensor, labels: Tensor, temperature: float = 6.0, kd_weight: float = 0.95,
-                        multiplier: float = 50.0) -> Tensor:
+def tf_kd_self_released(
+    logits_s: Tensor,
+    logits_t: Tensor,
+    labels: Tensor,
+    temperature: float = 6.0,
+    kd_weight: float = 0.95,
+    multiplier: float = 50.0,
+) -> Tensor:
     """Tf-KD by self-training, released arithmetic: the KL is divided by the number of classes and multiplied by mu.
 
         L = (1 - alpha) CE + alpha mu / K  KL_tau(z^t || z^s)
@@ -116,10 +130,14 @@ def tf_kd_self_released(logits_s: Tensor, logits_t: Tensor, labels: Tensor, temp
 
     Source: released code of Yuan et al., CVPR 2020; ResNet18 on CIFAR-100: alpha 0.95, tau 6, mu 50.
     """
-    return _mix(ce_loss(logits_s, labels), multiplier / logits_s.shape[-1] * kd_loss(logits_s, logits_t, temperature), kd_weight)
+    return _mix(
+        ce_loss(logits_s, labels), multiplier / logits_s.shape[-1] * kd_loss(logits_s, logits_t, temperature), kd_weight
+    )
 
 
-def virtual_teacher_kl(logits_s: Tensor, labels: Tensor, temperature: float = 20.0, correct_prob: float = 0.99) -> Tensor:
+def virtual_teacher_kl(
+    logits_s: Tensor, labels: Tensor, temperature: float = 20.0, correct_prob: float = 0.99
+) -> Tensor:
     """The KL of `tf_kd_reg`: the virtual teacher is treated exactly as a real one whose probabilities are u.
 
         L = KL_tau(log u || z^s) = tau^2 mean_b sum_k q_bk log (q_bk / p_bk),   q = softmax(log u / tau),   p = softmax(z^s / tau)
@@ -139,10 +157,14 @@ def virtual_teacher_kl(logits_s: Tensor, labels: Tensor, temperature: float = 20
     if not 0 < correct_prob < 1:
         raise InputError(f"correct_prob must lie in (0, 1), got {correct_prob}")
     logits_s = upcast(logits_s)
-    return kd_loss(logits_s, virtual_teacher(labels, logits_s.shape[-1], correct_prob, logits_s.dtype).log(), temperature)
+    return kd_loss(
+        logits_s, virtual_teacher(labels, logits_s.shape[-1], correct_prob, logits_s.dtype).log(), temperature
+    )
 
 
-def virtual_teacher_kl_released(logits_s: Tensor, labels: Tensor, temperature: float = 20.0, correct_prob: float = 0.99) -> Tensor:
+def virtual_teacher_kl_released(
+    logits_s: Tensor, labels: Tensor, temperature: float = 20.0, correct_prob: float = 0.99
+) -> Tensor:
     """The KL of `tf_kd_reg_released`.
 
         L = 1/(BK) sum_bk q_bk log (q_bk / softmax(z^s_b)_k),   q = softmax(u / tau)
@@ -158,7 +180,9 @@ def virtual_teacher_kl_released(logits_s: Tensor, labels: Tensor, temperature: f
     return F.kl_div(F.log_softmax(logits_s, dim=1), q, reduction="none").mean()
 
 
-def tf_kd_reg(logits_s: Tensor, labels: Tensor, temperature: float = 20.0, kd_weight: float = 0.1, correct_prob: float = 0.99) -> Tensor:
+def tf_kd_reg(
+    logits_s: Tensor, labels: Tensor, temperature: float = 20.0, kd_weight: float = 0.1, correct_prob: float = 0.99
+) -> Tensor:
     """Tf-KD with a virtual teacher.
 
         L = (1 - alpha) CE(z^s, y) + alpha KL_tau(log u || z^s)
@@ -178,8 +202,14 @@ def tf_kd_reg(logits_s: Tensor, labels: Tensor, temperature: float = 20.0, kd_we
     return _mix(ce_loss(logits_s, labels), virtual_teacher_kl(logits_s, labels, temperature, correct_prob), kd_weight)
 
 
-def tf_kd_reg_released(logits_s: Tensor, labels: Tensor, temperature: float = 20.0, kd_weight: float = 0.1, correct_prob: float = 0.99,
-                       multiplier: float = 100.0) -> Tensor:
+def tf_kd_reg_released(
+    logits_s: Tensor,
+    labels: Tensor,
+    temperature: float = 20.0,
+    kd_weight: float = 0.1,
+    correct_prob: float = 0.99,
+    multiplier: float = 100.0,
+) -> Tensor:
     """Tf-KD with a virtual teacher, released arithmetic: L = (1 - alpha) CE + alpha mu `virtual_teacher_kl_released`.
 
     Arguments and errors as `tf_kd_reg`, with mu the multiplier.

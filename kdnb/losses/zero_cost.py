@@ -40,7 +40,9 @@ def relation_score(map_s: Tensor, map_t: Tensor) -> Tensor:
     Source: Dong, Li, Wei, CVPR 2023 (DisWOT), relation similarity. One released script takes the last feature instead of this map.
     """
     if map_s.shape[0] != map_t.shape[0]:
-        raise InputError(f"student and teacher must see the same batch, got {map_s.shape[0]} and {map_t.shape[0]} samples")
+        raise InputError(
+            f"student and teacher must see the same batch, got {map_s.shape[0]} and {map_t.shape[0]} samples"
+        )
     gram_s, gram_t = (F.normalize(x @ x.T, dim=1, eps=_EPSILON) for x in (map_s.flatten(1), map_t.flatten(1)))
     return -(gram_t - gram_s).square().mean()
 
@@ -73,8 +75,10 @@ def semantic_score(gradient_s: Tensor, gradient_t: Tensor) -> Tensor:
     Source: Dong, Li, Wei, CVPR 2023 (DisWOT), semantic similarity.
     """
     if gradient_s.shape != gradient_t.shape:
-        raise InputError(f"both classifiers must have the same classes and feature width, got {tuple(gradient_s.shape)} "
-                         f"and {tuple(gradient_t.shape)}")
+        raise InputError(
+            f"both classifiers must have the same classes and feature width, got {tuple(gradient_s.shape)} "
+            f"and {tuple(gradient_t.shape)}"
+        )
     (a_s, u_s), (a_t, u_t) = _rank_one(gradient_s), _rank_one(gradient_t)
     squares = a_s.square().sum(1) * u_s.square().sum(1) + a_t.square().sum(1) * u_t.square().sum(1)
     cross = (a_s * a_t).sum(1) * (u_s * u_t).sum(1)

@@ -27,30 +27,60 @@ METHODS: dict[str, Entry] = {
     "dkd_lskd": Entry("lskd", "DKDLSKD", "DKD of standardised logits", "Sun et al., CVPR 2024"),
     "sdd_kd": Entry("sdd", "SDDKD", "soft targets in image regions", "Luo and Cheng, CVPR 2024"),
     "sdd_dkd": Entry("sdd", "SDDDKD", "DKD in image regions", "Luo and Cheng, CVPR 2024"),
-    "sdd_kd_lskd": Entry("sdd_lskd", "SDDKDLSKD", "standardised soft targets in image regions", "Shardzzi/SDD-LSKD-Fusion"),
+    "sdd_kd_lskd": Entry(
+        "sdd_lskd", "SDDKDLSKD", "standardised soft targets in image regions", "Shardzzi/SDD-LSKD-Fusion"
+    ),
     "sdd_dkd_lskd": Entry("sdd_lskd", "SDDDKDLSKD", "standardised DKD in image regions", "Shardzzi/SDD-LSKD-Fusion"),
-    "sdd_kd_lskd_released": Entry("sdd_lskd", "SDDKDLSKDReleased", "the same, grouped as in released code", "Shardzzi/SDD-LSKD-Fusion"),
-    "sdd_dkd_lskd_released": Entry("sdd_lskd", "SDDDKDLSKDReleased", "the same, summed as in released code", "Shardzzi/SDD-LSKD-Fusion"),
+    "sdd_kd_lskd_released": Entry(
+        "sdd_lskd", "SDDKDLSKDReleased", "the same, grouped as in released code", "Shardzzi/SDD-LSKD-Fusion"
+    ),
+    "sdd_dkd_lskd_released": Entry(
+        "sdd_lskd", "SDDDKDLSKDReleased", "the same, summed as in released code", "Shardzzi/SDD-LSKD-Fusion"
+    ),
     "mlld": Entry("mlld", "MLLD", "samples, classes and batch at five temperatures", "Jin et al., CVPR 2023", views=2),
-    "mlld_released": Entry("mlld", "MLLDReleased", "the same in the arithmetic of released code", "Jin et al., CVPR 2023", views=2),
+    "mlld_released": Entry(
+        "mlld", "MLLDReleased", "the same in the arithmetic of released code", "Jin et al., CVPR 2023", views=2
+    ),
     "mlld_lskd": Entry("mlld", "MLLDLSKD", "MLLD with standardised soft targets", "Sun et al., CVPR 2024", views=2),
-    "mlld_lskd_released": Entry("mlld", "MLLDLSKDReleased", "the same in the arithmetic of released code", "Sun et al., CVPR 2024", views=2),
+    "mlld_lskd_released": Entry(
+        "mlld", "MLLDLSKDReleased", "the same in the arithmetic of released code", "Sun et al., CVPR 2024", views=2
+    ),
     "fitnet": Entry("fitnet", "FitNet", "one intermediate map, regressed", "Romero et al., ICLR 2015"),
     "vid": Entry("vid", "VID", "mutual information of maps, bounded", "Ahn et al., CVPR 2019"),
-    "vid_released": Entry("vid", "VIDReleased", "the same with variances that are never trained", "megvii-research/mdistiller"),
+    "vid_released": Entry(
+        "vid", "VIDReleased", "the same with variances that are never trained", "megvii-research/mdistiller"
+    ),
     "semckd": Entry("semckd", "SemCKD", "attention over pairs of layers", "Chen et al., AAAI 2021"),
     "srrl": Entry("srrl", "SRRL", "features that suit the teacher's classifier", "Yang et al., ICLR 2021"),
-    "srrl_official": Entry("srrl", "SRRLOfficial", "the same on maps, as the authors released it", "Yang et al., ICLR 2021"),
+    "srrl_official": Entry(
+        "srrl", "SRRLOfficial", "the same on maps, as the authors released it", "Yang et al., ICLR 2021"
+    ),
     "simkd": Entry("simkd", "SimKD", "last map aligned, teacher's classifier reused", "Chen et al., CVPR 2022"),
     "lsr": Entry("lsr", "LSR", "smoothed labels", "Szegedy et al., CVPR 2016", needs_teacher=False),
-    "lsr_released": Entry("lsr", "LSRReleased", "the same, shared by the other classes only", "Yuan et al., CVPR 2020", needs_teacher=False),
+    "lsr_released": Entry(
+        "lsr",
+        "LSRReleased",
+        "the same, shared by the other classes only",
+        "Yuan et al., CVPR 2020",
+        needs_teacher=False,
+    ),
     "tfkd_self": Entry("tfkd_self", "TfKDSelf", "soft targets of an earlier self", "Yuan et al., CVPR 2020"),
-    "tfkd_self_released": Entry("tfkd_self", "TfKDSelfReleased", "the same in the arithmetic of released code", "Yuan et al., CVPR 2020"),
-    "tfkd_reg": Entry("tfkd_reg", "TfKDReg", "a virtual teacher written by hand", "Yuan et al., CVPR 2020", needs_teacher=False),
-    "tfkd_reg_released": Entry("tfkd_reg", "TfKDRegReleased", "the same in the arithmetic of released code", "Yuan et al., CVPR 2020",
-                               needs_teacher=False),
-    "tolerant_patriarch": Entry("tolerant", "TolerantPatriarch", "a teacher kept from certainty", "Yang et al., AAAI 2019",
-                                needs_teacher=False),
+    "tfkd_self_released": Entry(
+        "tfkd_self", "TfKDSelfReleased", "the same in the arithmetic of released code", "Yuan et al., CVPR 2020"
+    ),
+    "tfkd_reg": Entry(
+        "tfkd_reg", "TfKDReg", "a virtual teacher written by hand", "Yuan et al., CVPR 2020", needs_teacher=False
+    ),
+    "tfkd_reg_released": Entry(
+        "tfkd_reg",
+        "TfKDRegReleased",
+        "the same in the arithmetic of released code",
+        "Yuan et al., CVPR 2020",
+        needs_teacher=False,
+    ),
+    "tolerant_patriarch": Entry(
+        "tolerant", "TolerantPatriarch", "a teacher kept from certainty", "Yang et al., AAAI 2019", needs_teacher=False
+    ),
     "tolerant": Entry("tolerant", "Tolerant", "generations at temperature 1", "Yang et al., AAAI 2019"),
 }
 
@@ -75,10 +105,16 @@ def parse_method(text: str) -> tuple[str, dict]:
         try:
             value = ast.literal_eval(number)
             numbers = value if isinstance(value, tuple) else (value,)
-            if key in hyper or (len(numbers) != 1 and key not in _LISTS) or any(type(one) not in (int, float) for one in numbers):
+            if (
+                key in hyper
+                or (len(numbers) != 1 and key not in _LISTS)
+                or any(type(one) not in (int, float) for one in numbers)
+            ):
                 raise ValueError("form")
         except (ValueError, SyntaxError, MemoryError, RecursionError):
-            raise InputError(f"hyper-parameters of {name} are written name:number or name:number,number, each once; got {pair[:80]!r}") from None
+            raise InputError(
+                f"hyper-parameters of {name} are written name:number or name:number,number, each once; got {pair[:80]!r}"
+            ) from None
         hyper[key] = list(numbers) if key in _LISTS else value
     return name, hyper
 

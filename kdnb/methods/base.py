@@ -49,12 +49,21 @@ class Method(nn.Module):
     @property
     def hyper(self) -> dict:
         """All hyper-parameters by name: `build(name, **method.hyper)` makes the same method."""
-        return {name: getattr(self, name) for name in inspect.signature(type(self).__init__).parameters if name != "self"}
+        return {
+            name: getattr(self, name) for name in inspect.signature(type(self).__init__).parameters if name != "self"
+        }
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value}" for name, value in self.hyper.items())
 
-    def bind(self, student: nn.Module, teacher: nn.Module | None, image_shape: Sequence[int], num_classes: int, batch_size: int) -> Method:
+    def bind(
+        self,
+        student: nn.Module,
+        teacher: nn.Module | None,
+        image_shape: Sequence[int],
+        num_classes: int,
+        batch_size: int,
+    ) -> Method:
         """Fit the method to a pair of networks: check them and make the adapters, whose initial weights come from the global random state.
 
         Args:
@@ -78,10 +87,19 @@ class Method(nn.Module):
         like = next(student.parameters())
         return self.to(like.device, like.dtype)
 
-    def attach(self, student: nn.Module, teacher: nn.Module | None, shapes_s: Features, shapes_t: Features | None, batch_size: int) -> None:
+    def attach(
+        self,
+        student: nn.Module,
+        teacher: nn.Module | None,
+        shapes_s: Features,
+        shapes_t: Features | None,
+        batch_size: int,
+    ) -> None:
         """Make adapters for features of these shapes (without B), and keep what the loss needs of the networks. Nothing, by default."""
 
-    def forward(self, student: Features, teacher: Features | None, labels: Tensor | None, epoch: int) -> dict[str, Tensor]:
+    def forward(
+        self, student: Features, teacher: Features | None, labels: Tensor | None, epoch: int
+    ) -> dict[str, Tensor]:
         """Named, weighted scalar terms of the loss, to be summed; `epoch` is 1-based."""
         raise NotImplementedError
 
@@ -130,7 +148,9 @@ def head_of(model: nn.Module, role: str) -> nn.Linear:
     """The final linear classifier of a network."""
     head = getattr(model, "head", None)
     if not isinstance(head, nn.Linear):
-        raise InputError(f"this method uses the {role}'s final linear layer, `{role}.head`, and {type(model).__name__} has none")
+        raise InputError(
+            f"this method uses the {role}'s final linear layer, `{role}.head`, and {type(model).__name__} has none"
+        )
     return head
 
 

@@ -20,7 +20,9 @@ class DKD(Method):
     Source: Zhao, Cui, Song, Qiu, Liang, CVPR 2022.
     """
 
-    def __init__(self, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0, ce_weight: float = 1.0, warmup: int = 20):
+    def __init__(
+        self, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0, ce_weight: float = 1.0, warmup: int = 20
+    ):
         super().__init__()
         self.alpha = weight("alpha", alpha)
         self.beta = weight("beta", beta)

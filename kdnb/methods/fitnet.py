@@ -53,7 +53,12 @@ class FitNet(Method):
     needs_features = True
 
     def __init__(
-        self, feature_weight: float = 100.0, hint: int = 2, ce_weight: float = 1.0, kd_weight: float = 0.0, temperature: float = 4.0
+        self,
+        feature_weight: float = 100.0,
+        hint: int = 2,
+        ce_weight: float = 1.0,
+        kd_weight: float = 0.0,
+        temperature: float = 4.0,
     ):
         super().__init__()
         self.feature_weight = weight("feature_weight", feature_weight)

@@ -25,4 +25,6 @@ class KD(Method):
         self.kd_weight = weight("kd_weight", kd_weight)
 
     def forward(self, student, teacher, labels, epoch) -> dict[str, Tensor]:
-        return self.ce_term(student, labels) | {"kd": self.kd_weight * kd_loss(student.logits, teacher.logits, self.temperature)}
+        return self.ce_term(student, labels) | {
+            "kd": self.kd_weight * kd_loss(student.logits, teacher.logits, self.temperature)
+        }

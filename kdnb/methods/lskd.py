@@ -52,7 +52,9 @@ class DKDLSKD(DKD):
         self.kd_weight = weight("kd_weight", kd_weight)
 
     def forward(self, student, teacher, labels, epoch) -> dict[str, Tensor]:
-        tckd, nckd = dkd_per_sample(standardize(student.logits), standardize(teacher.logits.detach()), labels, self.temperature)
+        tckd, nckd = dkd_per_sample(
+            standardize(student.logits), standardize(teacher.logits.detach()), labels, self.temperature
+        )
         ramp = warm_up(epoch, self.warmup) * self.kd_weight
         terms = {"tckd": ramp * self.alpha * tckd.mean(), "nckd": ramp * self.beta * nckd.mean()}
         return self.ce_term(student, labels) | terms

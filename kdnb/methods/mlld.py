@@ -44,7 +44,11 @@ class MLLD(Method):
         temperatures = [self.temperature, *self.extra_temperatures]
         kd, of_classes, of_batch = self._loss(*logits_s, *logits_t, temperatures, self.standardize_logits)
         terms = {"ce": self.ce_weight * sum(ce_loss(logits, labels) for logits in logits_s)} if self.ce_weight else {}
-        return terms | {"kd": self.kd_weight * kd, "class": self.kd_weight * of_classes, "batch": self.kd_weight * of_batch}
+        return terms | {
+            "kd": self.kd_weight * kd,
+            "class": self.kd_weight * of_classes,
+            "batch": self.kd_weight * of_batch,
+        }
 
 
 class MLLDReleased(MLLD):

@@ -22,7 +22,9 @@ class SDD(Method):
         super().__init__()
         self.scales = list(check_scales(scales))
         if self.scales[0] != 1:
-            raise InputError(f"scales must begin with 1, the whole image that regions are compared with, got {self.scales}")
+            raise InputError(
+                f"scales must begin with 1, the whole image that regions are compared with, got {self.scales}"
+            )
         self.needs_features = len(self.scales) > 1
 
     @property
@@ -74,7 +76,9 @@ class SDDKD(SDD):
         self.warmup = count("warmup", warmup)
 
     def loss(self, logits_s: Tensor, logits_t: Tensor, labels: Tensor) -> Tensor:
-        return sdd_kd_loss(logits_s, logits_t, labels, self.temperature, self.complementary_weight, self.standardize_logits)
+        return sdd_kd_loss(
+            logits_s, logits_t, labels, self.temperature, self.complementary_weight, self.standardize_logits
+        )
 
     def forward(self, student, teacher, labels, epoch) -> dict[str, Tensor]:
         loss = self.loss(*self.regions(student, teacher), labels)

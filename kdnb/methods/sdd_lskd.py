@@ -62,7 +62,12 @@ class SDDKDLSKDReleased(SDDKDLSKD):
     """
 
     def __init__(
-        self, scales: Sequence[int] = (1, 2), temperature: float = 2.0, ce_weight: float = 1.0, kd_weight: float = 9.0, warmup: int = 0
+        self,
+        scales: Sequence[int] = (1, 2),
+        temperature: float = 2.0,
+        ce_weight: float = 1.0,
+        kd_weight: float = 9.0,
+        warmup: int = 0,
     ):
         super().__init__(scales, temperature, ce_weight, kd_weight, warmup=warmup)
 

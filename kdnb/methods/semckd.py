@@ -36,8 +36,12 @@ def projection(channels_s: int, channels_t: int) -> nn.Sequential:
     """1 x 1, 3 x 3 and 1 x 1 convolution with 2 C_t channels between; no biases, batch norm and ReLU after the first two."""
     wide = 2 * channels_t
     return nn.Sequential(
-        nn.Conv2d(channels_s, wide, 1, bias=False), nn.BatchNorm2d(wide), nn.ReLU(),
-        nn.Conv2d(wide, wide, 3, padding=1, bias=False), nn.BatchNorm2d(wide), nn.ReLU(),
+        nn.Conv2d(channels_s, wide, 1, bias=False),
+        nn.BatchNorm2d(wide),
+        nn.ReLU(),
+        nn.Conv2d(wide, wide, 3, padding=1, bias=False),
+        nn.BatchNorm2d(wide),
+        nn.ReLU(),
         nn.Conv2d(wide, channels_t, 1, bias=False),
     )
 
@@ -52,15 +56,21 @@ class CrossLayerAttention(nn.Module):
         softness: s, divides the logits of the attention.
     """
 
-    def __init__(self, channels_s: list[int], channels_t: list[int], batch_size: int, factor: int = 4, softness: float = 1.0):
+    def __init__(
+        self, channels_s: list[int], channels_t: list[int], batch_size: int, factor: int = 4, softness: float = 1.0
+    ):
         super().__init__()
         width = batch_size // factor
         if width < 1:
-            raise InputError(f"SemCKD embeds similarities in batch_size // {factor} numbers; batch_size must be >= {factor}, got {batch_size}")
+            raise InputError(
+                f"SemCKD embeds similarities in batch_size // {factor} numbers; batch_size must be >= {factor}, got {batch_size}"
+            )
         self.batch_size, self.softness = batch_size, softness
         self.queries = nn.ModuleList(SimilarityEmbedding(batch_size, width) for _ in channels_s)
         self.keys = nn.ModuleList(SimilarityEmbedding(batch_size, width) for _ in channels_t)
-        self.projections = nn.ModuleList(nn.ModuleList(projection(c_s, c_t) for c_t in channels_t) for c_s in channels_s)
+        self.projections = nn.ModuleList(
+            nn.ModuleList(projection(c_s, c_t) for c_t in channels_t) for c_s in channels_s
+        )
 
     def attention(self, feats_s: list[Tensor], feats_t: list[Tensor]) -> Tensor:
         """(B, S, T) shares of the teacher layers, A = softmax_j(q_i . k_j / s); gradients reach the student through its queries."""
@@ -79,7 +89,9 @@ class CrossLayerAttention(nn.Module):
         rows = []
         for i, feat_s in enumerate(feats_s):
             pairs = (self.pair(i, j, feat_s, feat_t) for j, feat_t in enumerate(feats_t))
-            rows.append(torch.stack([(upcast(ours) - upcast(theirs)).square().mean((1, 2, 3)) for ours, theirs in pairs], dim=1))
+            rows.append(
+                torch.stack([(upcast(ours) - upcast(theirs)).square().mean((1, 2, 3)) for ours, theirs in pairs], dim=1)
+            )
         return torch.stack(rows, dim=1)
 
 

@@ -22,9 +22,15 @@ def projector(channels_s: int, channels_t: int, factor: int = 2) -> nn.Sequentia
     if middle < 1:
         raise InputError(f"factor must be at most the teacher's {channels_t} channels, got {factor}")
     return nn.Sequential(
-        nn.Conv2d(channels_s, middle, 1, bias=False), nn.BatchNorm2d(middle), nn.ReLU(),
-        nn.Conv2d(middle, middle, 3, padding=1, bias=False), nn.BatchNorm2d(middle), nn.ReLU(),
-        nn.Conv2d(middle, channels_t, 1, bias=False), nn.BatchNorm2d(channels_t), nn.ReLU(),
+        nn.Conv2d(channels_s, middle, 1, bias=False),
+        nn.BatchNorm2d(middle),
+        nn.ReLU(),
+        nn.Conv2d(middle, middle, 3, padding=1, bias=False),
+        nn.BatchNorm2d(middle),
+        nn.ReLU(),
+        nn.Conv2d(middle, channels_t, 1, bias=False),
+        nn.BatchNorm2d(channels_t),
+        nn.ReLU(),
     )
 
 

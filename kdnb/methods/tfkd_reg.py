@@ -22,7 +22,9 @@ class TfKDReg(Method):
     needs_teacher = False
     needs_labels = True  # the virtual teacher knows them
 
-    def __init__(self, temperature: float = 20.0, ce_weight: float = 0.9, kd_weight: float = 0.1, correct_prob: float = 0.99):
+    def __init__(
+        self, temperature: float = 20.0, ce_weight: float = 0.9, kd_weight: float = 0.1, correct_prob: float = 0.99
+    ):
         super().__init__()
         self.temperature = positive("temperature", temperature)
         self.ce_weight = weight("ce_weight", ce_weight)
@@ -46,8 +48,14 @@ class TfKDRegReleased(TfKDReg):
         temperature, ce_weight, kd_weight, correct_prob: as `TfKDReg`.
     """
 
-    def __init__(self, temperature: float = 20.0, ce_weight: float = 0.9, kd_weight: float = 0.1, correct_prob: float = 0.99,
-                 multiplier: float = 100.0):
+    def __init__(
+        self,
+        temperature: float = 20.0,
+        ce_weight: float = 0.9,
+        kd_weight: float = 0.1,
+        correct_prob: float = 0.99,
+        multiplier: float = 100.0,
+    ):
         super().__init__(temperature, ce_weight, kd_weight, correct_prob)
         self.multiplier = positive("multiplier", multiplier)
 

@@ -35,7 +35,9 @@ class TfKDSelfReleased(TfKDSelf):
         temperature, ce_weight, kd_weight: as `TfKDSelf`.
     """
 
-    def __init__(self, temperature: float = 6.0, ce_weight: float = 0.05, kd_weight: float = 0.95, multiplier: float = 50.0):
+    def __init__(
+        self, temperature: float = 6.0, ce_weight: float = 0.05, kd_weight: float = 0.95, multiplier: float = 50.0
+    ):
         super().__init__(temperature, ce_weight, kd_weight)
         self.multiplier = positive("multiplier", multiplier)
 

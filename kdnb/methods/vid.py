@@ -22,7 +22,9 @@ class VIDRegressor(nn.Module):
         initial_variance, eps: v_0 = 5 and 1e-5.
     """
 
-    def __init__(self, channels_s: int, channels_mid: int, channels_t: int, initial_variance: float = 5.0, eps: float = 1e-5):
+    def __init__(
+        self, channels_s: int, channels_mid: int, channels_t: int, initial_variance: float = 5.0, eps: float = 1e-5
+    ):
         super().__init__()
         self.regressor = nn.Sequential(
             nn.Conv2d(channels_s, channels_mid, 1, bias=False),

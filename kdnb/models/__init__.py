@@ -18,11 +18,21 @@ class ModelSpec(NamedTuple):
 
 
 def _cifar_resnet(depth: int, widths: tuple) -> ModelSpec:
-    return ModelSpec("resnet", "ResNet", {"depth": depth, "widths": widths}, f"CIFAR ResNet-{depth}, widths " + "-".join(map(str, widths)))
+    return ModelSpec(
+        "resnet",
+        "ResNet",
+        {"depth": depth, "widths": widths},
+        f"CIFAR ResNet-{depth}, widths " + "-".join(map(str, widths)),
+    )
 
 
 def _resnet(depth: int, stem: str, title: str = "", **kwargs) -> ModelSpec:
-    return ModelSpec("resnet_imagenet", "ResNetImageNet", {"depth": depth, "stem": stem} | kwargs, f"{title or f'ResNet-{depth}'}, {stem} stem")
+    return ModelSpec(
+        "resnet_imagenet",
+        "ResNetImageNet",
+        {"depth": depth, "stem": stem} | kwargs,
+        f"{title or f'ResNet-{depth}'}, {stem} stem",
+    )
 
 
 def _wrn(depth: int, width: int) -> ModelSpec:
@@ -48,15 +58,26 @@ MODELS: dict[str, ModelSpec] = {
     **{f"resnet{depth}": _resnet(depth, "cifar") for depth in (18, 34, 50, 101, 152)},
     **{f"wrn_{depth}_{width}": _wrn(depth, width) for depth, width in ((16, 1), (16, 2), (40, 1), (40, 2), (28, 10))},
     **{f"vgg{depth}": _vgg(depth) for depth in (8, 11, 13, 16, 19)},
-    "mobilenetv2": ModelSpec("mobilenetv2", "MobileNetV2", {"width": 0.5}, "MobileNetV2 of half width for 32x32 images"),
-    "mobilenetv2_1_0": ModelSpec("mobilenetv2", "MobileNetV2", {"width": 1.0}, "MobileNetV2 of full width for 32x32 images"),
-    "mobilenetv2_cmi": ModelSpec("mobilenetv2", "MobileNetV2ImageNet", {}, "MobileNetV2 with torchvision's layers and names"),
+    "mobilenetv2": ModelSpec(
+        "mobilenetv2", "MobileNetV2", {"width": 0.5}, "MobileNetV2 of half width for 32x32 images"
+    ),
+    "mobilenetv2_1_0": ModelSpec(
+        "mobilenetv2", "MobileNetV2", {"width": 1.0}, "MobileNetV2 of full width for 32x32 images"
+    ),
+    "mobilenetv2_cmi": ModelSpec(
+        "mobilenetv2", "MobileNetV2ImageNet", {}, "MobileNetV2 with torchvision's layers and names"
+    ),
     "shufflenetv1": ModelSpec("shufflenetv1", "ShuffleNetV1", {}, "ShuffleNet, 3 groups"),
     "shufflenetv2": ModelSpec("shufflenetv2", "ShuffleNetV2", {}, "ShuffleNetV2 of size 1"),
-    "shufflenetv2_1_5": ModelSpec("shufflenetv2", "ShuffleNetV2", {"widths": (176, 352, 704, 1024)}, "ShuffleNetV2 of size 1.5"),
+    "shufflenetv2_1_5": ModelSpec(
+        "shufflenetv2", "ShuffleNetV2", {"widths": (176, 352, 704, 1024)}, "ShuffleNetV2 of size 1.5"
+    ),
     # 224x224 images: stems that reduce the resolution four times
     **{f"resnet{depth}_imagenet": _resnet(depth, "imagenet") for depth in (18, 34, 50, 101, 152)},
-    **{f"resnet{depth}x2_imagenet": _resnet(depth, "imagenet", f"ResNet-{depth} x2", widths=_DOUBLE) for depth in (10, 18, 34)},
+    **{
+        f"resnet{depth}x2_imagenet": _resnet(depth, "imagenet", f"ResNet-{depth} x2", widths=_DOUBLE)
+        for depth in (10, 18, 34)
+    },
     "resnext50_32x4d": _resnet(50, "imagenet", "ResNeXt-50 32x4d", groups=32, inner_scale=2),
     "wrn_50_2_imagenet": _resnet(50, "imagenet", "wide ResNet-50-2", inner_scale=2),
     "mobilenetv1": ModelSpec("mobilenetv1", "MobileNetV1", {}, "MobileNetV1, ImageNet stem"),

@@ -179,9 +179,13 @@ def feature_shapes(model: nn.Module, image_shape: Sequence[int]) -> Features:
     weight = next(model.parameters())
     modes = [(module, module.training) for module in model.modules()]
     try:
-        features = model.eval()(torch.zeros(1, *image_shape, dtype=weight.dtype, device=weight.device), return_features=True)
+        features = model.eval()(
+            torch.zeros(1, *image_shape, dtype=weight.dtype, device=weight.device), return_features=True
+        )
     finally:
         for module, training in modes:
             module.training = training
-    shapes = [tuple(tensor.shape[1:]) for tensor in (features.logits, *features.feats, features.pooled, features.final_map)]
+    shapes = [
+        tuple(tensor.shape[1:]) for tensor in (features.logits, *features.feats, features.pooled, features.final_map)
+    ]
     return Features(shapes[0], shapes[1:-2], shapes[-2], shapes[-1])

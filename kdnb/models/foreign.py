@@ -28,7 +28,14 @@ class FeatureTap(Classifier):
     removed after it, so plain passes cost nothing and copies are independent.
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[str], pooled: str | None = None, head: str | None = None, final: str | None = None):
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Sequence[str],
+        pooled: str | None = None,
+        head: str | None = None,
+        final: str | None = None,
+    ):
         super().__init__()
         names = [name for name, _ in model.named_modules() if name]
         linear = [name for name, module in model.named_modules() if name and isinstance(module, nn.Linear)]
@@ -70,7 +77,9 @@ class FeatureTap(Classifier):
                 raise InputError(f"layer {name!r} did not run in this forward pass; tap another")
             output, version = seen[name]
             if version != _version(output):
-                raise InputError(f"the output of layer {name!r} was overwritten in place by a later module; tap that module instead")
+                raise InputError(
+                    f"the output of layer {name!r} was overwritten in place by a later module; tap that module instead"
+                )
             return output
 
         pooled = get(self.pooled or f"input of {head}").flatten(1)

@@ -6,7 +6,15 @@ from kdnb.models.base import Classifier, conv, initialize
 from kdnb.models.mobilenetv1 import conv_bn_relu
 
 # (expansion, channels, blocks, stride of the first block); the second stage keeps full resolution on small images
-SMALL_STAGES = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+SMALL_STAGES = (
+    (1, 16, 1, 1),
+    (6, 24, 2, 1),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)
 IMAGENET_STAGES = (SMALL_STAGES[0], (6, 24, 2, 2), *SMALL_STAGES[2:])
 
 
@@ -51,7 +59,9 @@ class MobileNetV2(Classifier):
         for expansion, base, count, stride in SMALL_STAGES:
             out_channels = int(base * width)
             first = flat_block(channels, out_channels, stride, expansion)
-            self.blocks.append(nn.Sequential(first, *(flat_block(out_channels, out_channels, 1, expansion) for _ in range(count - 1))))
+            self.blocks.append(
+                nn.Sequential(first, *(flat_block(out_channels, out_channels, 1, expansion) for _ in range(count - 1)))
+            )
             channels = out_channels
         final = int(1280 * max(1.0, width))
         self.conv2 = nn.Sequential(*conv_bn_relu(channels, final, 1))
@@ -72,7 +82,9 @@ class MobileNetV2(Classifier):
 
 
 def conv_bn_relu6(in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
-    return nn.Sequential(conv(in_channels, out_channels, kernel, stride, groups), nn.BatchNorm2d(out_channels), nn.ReLU6())
+    return nn.Sequential(
+        conv(in_channels, out_channels, kernel, stride, groups), nn.BatchNorm2d(out_channels), nn.ReLU6()
+    )
 
 
 def nested_block(in_channels: int, out_channels: int, stride: int, expansion: int) -> InvertedResidual:

@@ -32,9 +32,15 @@ class BatchNormProbe:
         self._statistics: list = [None] * len(self.layers)
         self._inputs: list = [None] * len(self.layers)
         if of == "inputs":
-            self._handles = [layer.register_forward_pre_hook(lambda layer, args: self._record(layer, args[0])) for layer in self.layers]
+            self._handles = [
+                layer.register_forward_pre_hook(lambda layer, args: self._record(layer, args[0]))
+                for layer in self.layers
+            ]
         else:
-            self._handles = [layer.register_forward_hook(lambda layer, _, output: self._record(layer, output)) for layer in self.layers]
+            self._handles = [
+                layer.register_forward_hook(lambda layer, _, output: self._record(layer, output))
+                for layer in self.layers
+            ]
 
     def _record(self, layer: nn.Module, x: Tensor) -> None:
         index = self._order[id(layer)]

@@ -18,7 +18,11 @@ class ResidualBlock(Block):
     def add_shortcut(self, in_channels: int, out_channels: int, stride: int, shortcut_name: str) -> None:
         self.shortcut_name = shortcut_name
         same = stride == 1 and in_channels == out_channels
-        projection = nn.Identity() if same else nn.Sequential(conv(in_channels, out_channels, 1, stride), nn.BatchNorm2d(out_channels))
+        projection = (
+            nn.Identity()
+            if same
+            else nn.Sequential(conv(in_channels, out_channels, 1, stride), nn.BatchNorm2d(out_channels))
+        )
         self.add_module(shortcut_name, projection)
 
     def residual(self, x: Tensor) -> Tensor:
@@ -56,7 +60,9 @@ class ResNet(StagedClassifier):
     Taps: f0 after the stem's ReLU, f1..f3 after the last ReLU of each stage; the final map is f3.
     """
 
-    def __init__(self, num_classes: int, in_channels: int = 3, depth: int = 8, widths: Sequence[int] = (16, 16, 32, 64)):
+    def __init__(
+        self, num_classes: int, in_channels: int = 3, depth: int = 8, widths: Sequence[int] = (16, 16, 32, 64)
+    ):
         super().__init__()
         if depth < 8 or (depth - 2) % 6:
             raise InputError(f"a CIFAR ResNet has depth 6n + 2 with n >= 1 (8, 14, 20, ...), got {depth}")

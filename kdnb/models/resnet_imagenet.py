@@ -12,13 +12,22 @@ from kdnb.errors import check_name
 from kdnb.models.base import StagedClassifier, conv, initialize
 from kdnb.models.resnet import BasicBlock, ResidualBlock
 
-BLOCK_COUNTS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+BLOCK_COUNTS = {
+    10: (1, 1, 1, 1),
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
 
 
 class Bottleneck(ResidualBlock):
     """1x1 reduce, 3x3 (which carries the stride), 1x1 expand."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, shortcut_name: str, inner: int, groups: int = 1):
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int, shortcut_name: str, inner: int, groups: int = 1
+    ):
         super().__init__()
         self.conv1 = conv(in_channels, inner, 1)
         self.bn1 = nn.BatchNorm2d(inner)

@@ -29,7 +29,9 @@ class SplitUnit(Block):
         return torch.cat([passed, out], dim=1)
 
     def activate(self, x: Tensor) -> Tensor:
-        return F.channel_shuffle(F.relu(x), 2)  # the half that passed is past a ReLU already, a second one changes nothing
+        return F.channel_shuffle(
+            F.relu(x), 2
+        )  # the half that passed is past a ReLU already, a second one changes nothing
 
 
 class DownUnit(Block):
@@ -86,7 +88,9 @@ class ShuffleNetV2(StagedClassifier):
         self.bn1 = nn.BatchNorm2d(24)
         previous = 24
         for index, (width, count) in enumerate(zip(stages, counts, strict=True)):
-            self.add_module(f"layer{index + 1}", nn.Sequential(DownUnit(previous, width), *(SplitUnit(width) for _ in range(count))))
+            self.add_module(
+                f"layer{index + 1}", nn.Sequential(DownUnit(previous, width), *(SplitUnit(width) for _ in range(count)))
+            )
             previous = width
         self.conv2 = conv(previous, final, 1)
         self.bn2 = nn.BatchNorm2d(final)

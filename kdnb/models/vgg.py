@@ -37,7 +37,9 @@ class VGG(Classifier):
 
     head_name = "classifier"
 
-    def __init__(self, num_classes: int, in_channels: int = 3, depth: int = 8, widths: Sequence[int] = (64, 128, 256, 512, 512)):
+    def __init__(
+        self, num_classes: int, in_channels: int = 3, depth: int = 8, widths: Sequence[int] = (64, 128, 256, 512, 512)
+    ):
         super().__init__()
         check_name("VGG depth", str(depth), [str(known) for known in BLOCK_COUNTS])
         for index, (width, count) in enumerate(zip(widths, BLOCK_COUNTS[depth], strict=True)):

@@ -32,6 +32,7 @@ GATES = ("entropy", "normalized_entropy", "constant")
 
 # --- the four steps as pure functions ------------------------------------------------------------------------------------------
 
+
 def tweedie(x_t: Tensor, eps: Tensor, alpha_bar: Tensor | float) -> Tensor:
     """Estimate of the clean image, x0 = (x_t - sqrt(1 - abar) eps) / sqrt(abar); shapes (B, C, H, W)."""
     return (x_t - _root(1 - alpha_bar) * eps) / _root(alpha_bar)
@@ -42,7 +43,9 @@ def noise_from_estimate(x_t: Tensor, x0: Tensor, alpha_bar: Tensor | float) -> T
     return (x_t - _root(alpha_bar) * x0) / _root(1 - alpha_bar)
 
 
-def entropy_gate(uncertainty: Tensor, lambda_max: float = 1.5, threshold: float = 0.4, sharpness: float = 10.0) -> Tensor:
+def entropy_gate(
+    uncertainty: Tensor, lambda_max: float = 1.5, threshold: float = 0.4, sharpness: float = 10.0
+) -> Tensor:
     """lambda = lambda_max / (1 + exp(-k (H - tau))), per sample.
 
     With the defaults it is 0.027 at H = 0, 0.75 at H = 0.4 and 1.5 at H = 2 nats: nearly a switch, and in nats its threshold means
@@ -65,8 +68,17 @@ def rectify_noise(eps: Tensor, rectification: Tensor, alpha_bar: Tensor | float,
     return eps + sign * _root(1 - alpha_bar) * rectification
 
 
-def ddim_step(x_t: Tensor, eps: Tensor, alpha_bar: Tensor | float, alpha_bar_prev: Tensor | float, *, variant: str = "corrected",
-              clip: bool = True, eta_ddim: float = 0.0, noise: Tensor | None = None) -> Tensor:
+def ddim_step(
+    x_t: Tensor,
+    eps: Tensor,
+    alpha_bar: Tensor | float,
+    alpha_bar_prev: Tensor | float,
+    *,
+    variant: str = "corrected",
+    clip: bool = True,
+    eta_ddim: float = 0.0,
+    noise: Tensor | None = None,
+) -> Tensor:
     """One DDIM update.
 
         sigma  = eta_ddim sqrt((1 - abar') / (1 - abar)) sqrt(1 - abar / abar')
@@ -93,6 +105,7 @@ def _root(value: Tensor | float) -> Tensor | float:
 
 
 # --- guidance ------------------------------------------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
 class GuidanceConfig:
@@ -134,9 +147,18 @@ class GuidanceConfig:
         check_name("gate", self.gate, GATES)
         check_name("variant", self.variant, VARIANTS)
         check_name("ce_reduction", self.ce_reduction, ("sum", "mean"))
-        if self.lambda_max < 0 or self.eta < 0 or self.xi <= 0 or self.sharpness <= 0 or self.every < 1 or not 0 <= self.gate_floor < 1:
-            raise InputError("guidance needs lambda_max >= 0, eta >= 0, xi > 0, sharpness > 0, every >= 1 and 0 <= gate_floor < 1, got "
-                             f"{self.lambda_max}, {self.eta}, {self.xi}, {self.sharpness}, {self.every}, {self.gate_floor}")
+        if (
+            self.lambda_max < 0
+            or self.eta < 0
+            or self.xi <= 0
+            or self.sharpness <= 0
+            or self.every < 1
+            or not 0 <= self.gate_floor < 1
+        ):
+            raise InputError(
+                "guidance needs lambda_max >= 0, eta >= 0, xi > 0, sharpness > 0, every >= 1 and 0 <= gate_floor < 1, got "
+                f"{self.lambda_max}, {self.eta}, {self.xi}, {self.sharpness}, {self.every}, {self.gate_floor}"
+            )
 
     @property
     def off(self) -> bool:
@@ -233,8 +255,12 @@ class Guidance:
                     grad[active] = torch.autograd.grad(loss, x)[0]
         gate = self.gate(logits)
         self._open = gate > 0 if self.config.gate_floor and self.config.gate != "constant" else None
-        self.last = {"gate": gate.mean(), "entropy": entropy(logits).mean(),
-                     "cross_entropy": F.cross_entropy(logits, labels), "bn": self._bn_loss(groups, B).detach()}
+        self.last = {
+            "gate": gate.mean(),
+            "entropy": entropy(logits).mean(),
+            "cross_entropy": F.cross_entropy(logits, labels),
+            "bn": self._bn_loss(groups, B).detach(),
+        }
         return grad, gate
 
     def _through_prior(self, x_t: Tensor, alpha_bar, labels: Tensor, prior) -> Tensor:
@@ -248,8 +274,12 @@ class Guidance:
             groups = [self._group(len(x))]
             grad = torch.autograd.grad(self._loss(logits, labels, groups, len(x)), x)[0]
         gate = self.gate(logits.detach())
-        self.last = {"gate": gate.mean(), "entropy": entropy(logits.detach()).mean(),
-                     "cross_entropy": F.cross_entropy(logits.detach(), labels), "bn": self._bn_loss(groups, len(x)).detach()}
+        self.last = {
+            "gate": gate.mean(),
+            "entropy": entropy(logits.detach()).mean(),
+            "cross_entropy": F.cross_entropy(logits.detach(), labels),
+            "bn": self._bn_loss(groups, len(x)).detach(),
+        }
         return adaptive_rectification(grad, x_t, gate, self.config.eta, self.config.xi)
 
     def _loss(self, logits: Tensor, labels: Tensor, groups: list[_Group], batch: int) -> Tensor:
@@ -264,12 +294,21 @@ class Guidance:
             return torch.zeros(())
         means, variances = _merge(groups, batch)
         reference = self.config.variant == "reference"
-        terms = batch_norm_terms(means, variances, self.probe.running_means, self.probe.running_variances,
-                                 squared=self.config.bn_squared or reference)
+        terms = batch_norm_terms(
+            means,
+            variances,
+            self.probe.running_means,
+            self.probe.running_variances,
+            squared=self.config.bn_squared or reference,
+        )
         return terms.mean() if reference else terms.sum()
 
     def _group(self, size: int) -> _Group:
-        return size, list(self.probe.means) if self.probe.layers else [], list(self.probe.variances) if self.probe.layers else []
+        return (
+            size,
+            list(self.probe.means) if self.probe.layers else [],
+            list(self.probe.variances) if self.probe.layers else [],
+        )
 
 
 def _merge(groups: list[_Group], batch: int) -> tuple[list[Tensor], list[Tensor]]:

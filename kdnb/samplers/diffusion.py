@@ -77,18 +77,20 @@ def sample(
     rows: list[dict] = []
     images = []
     for start in range(0, len(labels), batch_size):
-        part = labels[start: start + batch_size]
+        part = labels[start : start + batch_size]
         if initial_noise is None:
             x = torch.randn(len(part), *image_shape, generator=generator, device=labels.device)
         else:
-            x = initial_noise[start: start + batch_size]
+            x = initial_noise[start : start + batch_size]
         if guidance is not None:
             guidance.reset()
         images.append(loop(prior, x, part, guidance, solver, num_steps, rows if trace else None, on_step))
     return Samples(torch.cat(images), labels, rows)
 
 
-def _guided(prior, x_t: Tensor, t: int, alpha_bar, labels: Tensor, guidance: Guidance | None, index: int, rows: list | None) -> Tensor:
+def _guided(
+    prior, x_t: Tensor, t: int, alpha_bar, labels: Tensor, guidance: Guidance | None, index: int, rows: list | None
+) -> Tensor:
     """The prior's noise estimate at t, rectified where guidance asks for it."""
     eps = prior.epsilon(x_t, t)
     if guidance is None or index % guidance.config.every:
@@ -99,7 +101,9 @@ def _guided(prior, x_t: Tensor, t: int, alpha_bar, labels: Tensor, guidance: Gui
     return rectify_noise(eps, r, alpha_bar, guidance.config.variant)
 
 
-def _ddim(prior, x: Tensor, labels: Tensor, guidance: Guidance | None, _solver: str, num_steps: int, rows, on_step) -> Tensor:
+def _ddim(
+    prior, x: Tensor, labels: Tensor, guidance: Guidance | None, _solver: str, num_steps: int, rows, on_step
+) -> Tensor:
     """DDIM. The corrected variant uses trailing steps and ends at abar = 1; the reference's steps are leading and end at abar_0."""
     reference = guidance is not None and guidance.config.variant == "reference"
     steps = timesteps(num_steps, prior.num_train_timesteps, "leading" if reference else "trailing")
@@ -114,7 +118,9 @@ def _ddim(prior, x: Tensor, labels: Tensor, guidance: Guidance | None, _solver: 
     return x
 
 
-def _multistep(prior, x: Tensor, labels: Tensor, guidance: Guidance | None, solver: str, num_steps: int, rows, on_step) -> Tensor:
+def _multistep(
+    prior, x: Tensor, labels: Tensor, guidance: Guidance | None, solver: str, num_steps: int, rows, on_step
+) -> Tensor:
     """A multistep solver of diffusers: it gets the guided noise, re-derived from the clamped estimate, so its history is guided too."""
     scheduler = make_scheduler(prior, solver, num_steps)
     alphas = prior.alphas_cumprod.to(x.device)
@@ -136,7 +142,12 @@ def make_scheduler(prior, solver: str, num_steps: int):
     alphas = prior.alphas_cumprod.double().cpu().numpy()
     betas = 1 - alphas / np.concatenate([[1.0], alphas[:-1]])
     kinds = {"dpmsolver++": DPMSolverMultistepScheduler, "unipc": UniPCMultistepScheduler}
-    scheduler = kinds[solver](num_train_timesteps=prior.num_train_timesteps, trained_betas=betas, timestep_spacing="trailing",
-                              prediction_type="epsilon", final_sigmas_type="zero")
+    scheduler = kinds[solver](
+        num_train_timesteps=prior.num_train_timesteps,
+        trained_betas=betas,
+        timestep_spacing="trailing",
+        prediction_type="epsilon",
+        final_sigmas_type="zero",
+    )
     scheduler.set_timesteps(num_steps)
     return scheduler

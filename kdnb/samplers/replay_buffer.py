@@ -19,7 +19,13 @@ class ReplayBuffer:
     Order is exact: after any pushes the buffer holds the last min(pushed, capacity) images, oldest first in `contents()`.
     """
 
-    def __init__(self, capacity: int, image_shape: tuple[int, int, int], device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32):
+    def __init__(
+        self,
+        capacity: int,
+        image_shape: tuple[int, int, int],
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ):
         if capacity < 1:
             raise InputError(f"a replay buffer needs a capacity of at least 1, got {capacity}")
         self.capacity = capacity
@@ -33,8 +39,10 @@ class ReplayBuffer:
     def push(self, images: Tensor, labels: Tensor) -> None:
         """Append (B, C, H, W) images and (B,) labels, evicting as many of the oldest as need be."""
         if images.shape[1:] != self._images.shape[1:] or len(images) != len(labels):
-            raise InputError(f"the buffer holds images {tuple(self._images.shape[1:])} with one label each, "
-                             f"got {tuple(images.shape)} with {len(labels)} labels")
+            raise InputError(
+                f"the buffer holds images {tuple(self._images.shape[1:])} with one label each, "
+                f"got {tuple(images.shape)} with {len(labels)} labels"
+            )
         skipped = max(0, len(images) - self.capacity)  # of a batch larger than the ring only the end would stay
         images, labels = images[skipped:], labels[skipped:]
         positions = (torch.arange(len(images), device=self._labels.device) + self._pushed + skipped) % self.capacity
@@ -58,9 +66,15 @@ class ReplayBuffer:
 
     def load_state_dict(self, state: dict) -> None:
         stored = len(state["images"])
-        if stored > self.capacity or state["images"].shape[1:] != self._images.shape[1:] or stored != min(state["pushed"], self.capacity):
-            raise InputError(f"this state holds {stored} images {tuple(state['images'].shape[1:])} of {state['pushed']} pushed and "
-                             f"does not fit a buffer of {self.capacity} images {tuple(self._images.shape[1:])}")
+        if (
+            stored > self.capacity
+            or state["images"].shape[1:] != self._images.shape[1:]
+            or stored != min(state["pushed"], self.capacity)
+        ):
+            raise InputError(
+                f"this state holds {stored} images {tuple(state['images'].shape[1:])} of {state['pushed']} pushed and "
+                f"does not fit a buffer of {self.capacity} images {tuple(self._images.shape[1:])}"
+            )
         self._images[:stored] = state["images"].to(self._images)
         self._labels[:stored] = state["labels"].to(self._labels)
         self._pushed = state["pushed"]

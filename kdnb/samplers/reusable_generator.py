@@ -78,7 +78,9 @@ class Synthesizer:
     ):
         check_name("meta update", meta_update, META_UPDATES)
         if min(num_classes, batch_size, num_steps) < 1:
-            raise InputError(f"need at least one class, image and step, got {num_classes=}, {batch_size=}, {num_steps=}")
+            raise InputError(
+                f"need at least one class, image and step, got {num_classes=}, {batch_size=}, {num_steps=}"
+            )
         self.generator, self.teacher, self.student = generator, teacher, student
         self.num_classes, self.mode, self.batch_size, self.num_steps = num_classes, mode, batch_size, num_steps
         self.lr_generator, self.lr_latent = lr_generator, lr_latent
@@ -119,7 +121,9 @@ class Synthesizer:
                 x = self.augment(images)
                 logits_t = self.teacher(x)
                 statistics = probe.means, probe.variances
-                losses = self._losses(x, logits_t, labels, self.momentum.mix(*statistics), (probe.running_means, probe.running_variances))
+                losses = self._losses(
+                    x, logits_t, labels, self.momentum.mix(*statistics), (probe.running_means, probe.running_variances)
+                )
                 best = _better(best, losses["total"].detach(), images.detach())
                 history.append({name: value.detach() for name, value in losses.items()})
                 optimizer.zero_grad()
@@ -133,7 +137,9 @@ class Synthesizer:
         if self.meta_update == "reptile":
             gradients = [REPTILE_FACTOR * (slow - quick) for slow, quick in zip(self._learned(), learned, strict=True)]
         self._update(gradients, fast)
-        return Synthesis(best[1], labels, {name: torch.stack([losses[name] for losses in history]) for name in history[0]})
+        return Synthesis(
+            best[1], labels, {name: torch.stack([losses[name] for losses in history]) for name in history[0]}
+        )
 
     def _draw(self, labels: Tensor | None, z: Tensor | None, rng: torch.Generator | None) -> tuple[Tensor, Tensor]:
         like = next(self.generator.parameters())
@@ -143,10 +149,14 @@ class Synthesizer:
         if labels is None:
             labels = torch.randint(self.num_classes, (len(z),), generator=rng, device=like.device)
         if labels.shape != z.shape[:1] or z.shape[1:] != (self.generator.latent_dim,):
-            raise InputError(f"labels {tuple(labels.shape)} and latents {tuple(z.shape)} must be (B,) and (B, {self.generator.latent_dim})")
+            raise InputError(
+                f"labels {tuple(labels.shape)} and latents {tuple(z.shape)} must be (B,) and (B, {self.generator.latent_dim})"
+            )
         return labels.sort().values, z.detach().clone().requires_grad_()
 
-    def _losses(self, x: Tensor, logits_t: Tensor, labels: Tensor, statistics: tuple, remembered: tuple) -> dict[str, Tensor]:
+    def _losses(
+        self, x: Tensor, logits_t: Tensor, labels: Tensor, statistics: tuple, remembered: tuple
+    ) -> dict[str, Tensor]:
         losses = {"bn": batch_norm_loss(*statistics, *remembered), "oh": one_hot_loss(logits_t, labels)}
         if self.weights["adv"] and self.calls >= self.warmup:
             losses["adv"] = adversarial_loss(self.student(x), logits_t)
@@ -165,7 +175,9 @@ class Synthesizer:
         for buffer, newer in zip(self.generator.buffers(), fast.buffers(), strict=True):
             buffer.copy_(newer)
 
-    def export(self, branch: str = "gan1", rng: torch.Generator | None = None, count: int = 512) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def export(
+        self, branch: str = "gan1", rng: torch.Generator | None = None, count: int = 512
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """State dicts (branch, decoder) for a later task, with batch-norm buffers that fit the present weights.
 
         Args:
@@ -173,7 +185,9 @@ class Synthesizer:
             rng: draws the latents that refresh the buffers, on the generator's device. count: how many of them.
         """
         like = next(self.generator.parameters())
-        refresh_batch_norm(self.generator, draw_latents(count, self.generator.latent_dim, rng, like.device).to(like.dtype))
+        refresh_batch_norm(
+            self.generator, draw_latents(count, self.generator.latent_dim, rng, like.device).to(like.dtype)
+        )
         return export_parts(self.generator, branch)
 
     def state_dict(self) -> dict:
@@ -189,7 +203,9 @@ class Synthesizer:
         self.generator.load_state_dict(state["generator"])
         self.meta_optimizer.load_state_dict(state["meta_optimizer"])
         device = next(self.generator.parameters()).device
-        self.momentum.load_state_dict({name: [value.to(device) for value in values] for name, values in state["momentum"].items()})
+        self.momentum.load_state_dict(
+            {name: [value.to(device) for value in values] for name, values in state["momentum"].items()}
+        )
         self.calls = state["calls"]
 
 

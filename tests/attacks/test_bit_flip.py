@@ -16,7 +16,9 @@ from tests.attacks.nets import small_net, trained_net
 
 def search(seed=0, **settings):
     model, images = small_net(seed)
-    return ProgressiveBitSearch(Quantization(model, settings.pop("bits", 8), settings.pop("names", None)), images, **({"k_top": 5} | settings))
+    return ProgressiveBitSearch(
+        Quantization(model, settings.pop("bits", 8), settings.pop("names", None)), images, **({"k_top": 5} | settings)
+    )
 
 
 def slow_step(model, quantization, images, labels, k_top):
@@ -78,7 +80,9 @@ def test_the_committed_loss_is_the_trial_loss_and_the_next_starting_point():
     first, second = attack.step(), attack.step()
     assert first.loss_after > first.loss_before and second.loss_before == pytest.approx(first.loss_after, rel=1e-6)
     with torch.no_grad():
-        assert F.cross_entropy(attack.model(attack.images), attack.labels).item() == pytest.approx(second.loss_after, rel=1e-6)
+        assert F.cross_entropy(attack.model(attack.images), attack.labels).item() == pytest.approx(
+            second.loss_after, rel=1e-6
+        )
 
 
 def test_labels_are_the_quantised_models_own_predictions_fixed_once():
@@ -93,7 +97,11 @@ def test_labels_are_the_quantised_models_own_predictions_fixed_once():
 def test_biases_batch_norms_and_modes_are_left_alone():
     attack = search()
     attack.model.train()
-    before = {name: value.clone() for name, value in attack.model.state_dict().items() if not name.endswith("weight") or ".bn" in name}
+    before = {
+        name: value.clone()
+        for name, value in attack.model.state_dict().items()
+        if not name.endswith("weight") or ".bn" in name
+    }
     attack.step()
     assert all(torch.equal(value, attack.model.state_dict()[name]) for name, value in before.items())
     assert attack.model.training and all(p.requires_grad and p.grad is None for p in attack.model.parameters())
@@ -106,9 +114,15 @@ def test_undo_gives_the_clean_network_back_bit_for_bit():
     once = copy.deepcopy(attack.model.state_dict())
     attack.step()
     attack.undo(1)
-    assert all(torch.equal(value, once[name]) for name, value in attack.model.state_dict().items()) and attack.num_flips == 1
+    assert (
+        all(torch.equal(value, once[name]) for name, value in attack.model.state_dict().items())
+        and attack.num_flips == 1
+    )
     attack.undo()
-    assert all(torch.equal(value, clean[name]) for name, value in attack.model.state_dict().items()) and attack.hamming == 0
+    assert (
+        all(torch.equal(value, clean[name]) for name, value in attack.model.state_dict().items())
+        and attack.hamming == 0
+    )
 
 
 def test_a_resumed_search_goes_on_as_if_it_had_never_stopped():

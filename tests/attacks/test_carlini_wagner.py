@@ -101,9 +101,13 @@ def test_bad_settings_are_refused():
 
 def test_projected_gradient_stays_in_its_box_and_hurts_more_than_noise():
     model, images, labels = trained_net()
-    attacked = projected_gradient(model, images, labels, epsilon=0.2, step_size=0.05, rng=torch.Generator().manual_seed(0))
+    attacked = projected_gradient(
+        model, images, labels, epsilon=0.2, step_size=0.05, rng=torch.Generator().manual_seed(0)
+    )
     assert (attacked - images).abs().max() <= 0.4 + 1e-6 and attacked.abs().max() <= 1
-    noise = (images + 0.4 * (torch.rand(images.shape, generator=torch.Generator().manual_seed(1)) * 2 - 1).sign()).clamp(-1, 1)
+    noise = (
+        images + 0.4 * (torch.rand(images.shape, generator=torch.Generator().manual_seed(1)) * 2 - 1).sign()
+    ).clamp(-1, 1)
     accuracy = [(model(x).argmax(1) == labels).double().mean() for x in (images, noise, attacked)]
     assert accuracy[0] == 1.0 and accuracy[2] < accuracy[1] - 0.3
     assert all(parameter.grad is None for parameter in model.parameters())

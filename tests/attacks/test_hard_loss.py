@@ -57,7 +57,9 @@ def test_log_ce_is_the_logarithm_and_its_guard_keeps_it_finite():
 def test_training_drives_the_teacher_towards_the_least_likely_class_and_leaves_it_alone():
     model, images, _ = trained_net()
     before = copy.deepcopy(model.state_dict())
-    trainer = hard_loss.PerturbationTrainer(PerturbationGenerator(1, 4, 1, torch.Generator().manual_seed(0)), model, epsilon=0.3, lr=5e-3)
+    trainer = hard_loss.PerturbationTrainer(
+        PerturbationGenerator(1, 4, 1, torch.Generator().manual_seed(0)), model, epsilon=0.3, lr=5e-3
+    )
     losses = [trainer.step(images) for _ in range(40)]
     assert losses[-1] < losses[0] - 0.3 and not losses[0].requires_grad
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -68,7 +70,10 @@ def test_known_logits_spare_a_teacher_pass_and_change_nothing():
     model, images, _ = trained_net()
     calls = []
     model.register_forward_pre_hook(lambda *_: calls.append(1))
-    trainers = [hard_loss.PerturbationTrainer(PerturbationGenerator(1, 4, 1, torch.Generator().manual_seed(0)), model) for _ in range(2)]
+    trainers = [
+        hard_loss.PerturbationTrainer(PerturbationGenerator(1, 4, 1, torch.Generator().manual_seed(0)), model)
+        for _ in range(2)
+    ]
     trainers[1].network.load_state_dict(trainers[0].network.state_dict())
     logits = model(images)
     first, second = trainers[0].step(images), trainers[1].step(images, logits)
@@ -119,7 +124,10 @@ def test_a_hard_batch_draws_its_share_and_is_repeatable():
     model, images, _ = trained_net()
     network = PerturbationGenerator(1, 4, 1, torch.Generator().manual_seed(1))
     network.train()
-    batches = [hard_loss.hard_batch(images, model, network, probability=0.5, rng=torch.Generator().manual_seed(2)) for _ in range(2)]
+    batches = [
+        hard_loss.hard_batch(images, model, network, probability=0.5, rng=torch.Generator().manual_seed(2))
+        for _ in range(2)
+    ]
     assert torch.equal(batches[0].images, batches[1].images) and 4 < batches[0].attacked.sum() < 28
     assert (batches[0].images - images).abs().max() <= 20 / 255 + 1e-6
     assert network.training and network.model0[2].num_batches_tracked == 0
@@ -140,7 +148,9 @@ def test_without_a_network_the_batch_is_clean_and_labelled_by_the_teacher():
     batch = hard_loss.hard_batch(images, model)
     assert batch.images is images and not batch.swapped.any() and torch.equal(batch.labels, model(images).argmax(1))
     logits_s = torch.randn(32, 4)
-    assert torch.equal(hard_mix_loss(logits_s, batch.logits_t, labels=batch.labels), hard_mix_loss(logits_s, batch.logits_t))
+    assert torch.equal(
+        hard_mix_loss(logits_s, batch.logits_t, labels=batch.labels), hard_mix_loss(logits_s, batch.logits_t)
+    )
 
 
 def test_bad_shares_are_refused():

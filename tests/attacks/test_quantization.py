@@ -35,7 +35,9 @@ def test_the_maximum_fit_spans_the_symmetric_range_by_hand():
     layer = nn.Linear(4, 1, bias=False)
     layer.weight.data = weight[None].clone()
     quantization = Quantization(layer)
-    assert quantization.layers[0].integers.tolist() == [[50, -127, 1, 1]] or quantization.layers[0].integers.tolist() == [[50, -127, 1, 2]]
+    assert quantization.layers[0].integers.tolist() == [[50, -127, 1, 1]] or quantization.layers[
+        0
+    ].integers.tolist() == [[50, -127, 1, 2]]
     assert quantization.layers[0].integers.dtype == torch.int8
 
 
@@ -83,7 +85,10 @@ def test_eight_bits_hardly_change_the_predictions():
     clean = model(images)
     Quantization(model)
     quantised = model(images)
-    assert torch.equal(quantised.argmax(1), clean.argmax(1)) and 0 < (quantised - clean).abs().max() < 0.1 * clean.abs().max()
+    assert (
+        torch.equal(quantised.argmax(1), clean.argmax(1))
+        and 0 < (quantised - clean).abs().max() < 0.1 * clean.abs().max()
+    )
 
 
 def test_writing_keeps_integers_and_floats_in_agreement_in_any_memory_layout():

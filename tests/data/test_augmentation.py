@@ -23,17 +23,22 @@ def pictures(B=5, C=3, H=20, W=26, seed=0):
 
 # --- crop and flip -------------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize(("padding", "flip"), [(0, True), (2, False), (3, True), (0, False)])
 def test_augment_equals_a_loop_that_pads_cuts_and_mirrors_one_image_at_a_time(padding, flip):
     images = torch.rand(8, 3, 6, 7, generator=generator()) * 2 - 1
     draws = generator(4)
     mirrored = torch.rand(8, 1, generator=draws) < 0.5 if flip else torch.zeros(8, 1, dtype=torch.bool)
-    offsets = torch.randint(0, 2 * padding + 1, (2, 8, 1), generator=draws) if padding else torch.zeros(2, 8, 1, dtype=torch.int64)
+    offsets = (
+        torch.randint(0, 2 * padding + 1, (2, 8, 1), generator=draws)
+        if padding
+        else torch.zeros(2, 8, 1, dtype=torch.int64)
+    )
     expected = []
     for image, mirror, top, left in zip(images, mirrored.flatten(), *offsets.flatten(1), strict=True):
         canvas = torch.full((3, 6 + 2 * padding, 7 + 2 * padding), BLACK)
-        canvas[:, padding: padding + 6, padding: padding + 7] = image
-        crop = canvas[:, top: top + 6, left: left + 7]
+        canvas[:, padding : padding + 6, padding : padding + 7] = image
+        crop = canvas[:, top : top + 6, left : left + 7]
         expected.append(crop.flip(2) if mirror else crop)
     assert torch.equal(augment(images, padding, flip, generator(4)), torch.stack(expected))
 
@@ -52,13 +57,18 @@ def test_augment_never_mirrors_where_flips_are_not_allowed():
 
 # --- strong operations ---------------------------------------------------------------------------------------------------------
 
+
 def pillow(image: torch.Tensor, name: str, magnitude: float) -> torch.Tensor:
     """The same operation by Pillow on one image (C, H, W) of levels."""
     array = image.permute(1, 2, 0).byte().numpy()
     picture = Image.fromarray(array if array.shape[2] == 3 else array[:, :, 0])
     W, H = picture.size
-    affine = {"ShearX": (1, magnitude, 0, 0, 1, 0), "ShearY": (1, 0, 0, magnitude, 1, 0),
-              "TranslateX": (1, 0, magnitude * W, 0, 1, 0), "TranslateY": (1, 0, 0, 0, 1, magnitude * H)}
+    affine = {
+        "ShearX": (1, magnitude, 0, 0, 1, 0),
+        "ShearY": (1, 0, 0, magnitude, 1, 0),
+        "TranslateX": (1, 0, magnitude * W, 0, 1, 0),
+        "TranslateY": (1, 0, 0, 0, 1, magnitude * H),
+    }
     if name in affine:
         result = picture.transform(picture.size, Image.Transform.AFFINE, affine[name], Image.Resampling.NEAREST)
     elif name in ("Brightness", "Color", "Contrast", "Sharpness"):
@@ -77,8 +87,17 @@ def pillow(image: torch.Tensor, name: str, magnitude: float) -> torch.Tensor:
 
 
 # largest difference in grey levels; the geometric ones instead may differ in 2 % of the pixels, whose source lies on a pixel border
-LEVELS = {"Equalize": 0, "Identity": 0, "Posterize": 0, "Solarize": 0, "AutoContrast": 1, "Brightness": 1, "Color": 1, "Contrast": 1,
-          "Sharpness": 1}
+LEVELS = {
+    "Equalize": 0,
+    "Identity": 0,
+    "Posterize": 0,
+    "Solarize": 0,
+    "AutoContrast": 1,
+    "Brightness": 1,
+    "Color": 1,
+    "Contrast": 1,
+    "Sharpness": 1,
+}
 
 
 @pytest.mark.parametrize("C", [1, 3])
@@ -111,7 +130,7 @@ def test_operations_work_on_a_mixed_batch_as_on_each_image_alone():
     operation = torch.arange(14)
     low, high = torch.tensor(list(STRONG_OPERATIONS.values())).unbind(1)
     magnitude = low + 0.3 * (high - low)
-    alone = [apply_operations(levels[i: i + 1], operation[i: i + 1], magnitude[i: i + 1]) for i in range(14)]
+    alone = [apply_operations(levels[i : i + 1], operation[i : i + 1], magnitude[i : i + 1]) for i in range(14)]
     assert torch.equal(apply_operations(levels, operation, magnitude), torch.cat(alone))
 
 
@@ -141,6 +160,7 @@ def test_cutout_of_no_size_changes_nothing():
 
 # --- the whole -----------------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("C", [1, 3])
 def test_strong_augment_is_a_function_of_the_generator_and_stays_in_range(C):
     images = pictures(B=40, C=C) / 127.5 - 1
@@ -161,7 +181,9 @@ def test_strong_augment_leaves_its_input_alone_and_keeps_half_precision():
 
 def test_strong_augment_draws_every_operation_with_replacement(monkeypatch):
     seen = []
-    monkeypatch.setattr("kdnb.data.augmentation.apply_operations", lambda levels, operation, magnitude: seen.append(operation) or levels)
+    monkeypatch.setattr(
+        "kdnb.data.augmentation.apply_operations", lambda levels, operation, magnitude: seen.append(operation) or levels
+    )
     strong_augment(torch.zeros(2000, 1, 4, 4), generator())
     first, second = seen
     assert first.unique().tolist() == second.unique().tolist() == list(range(14))

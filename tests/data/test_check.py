@@ -23,7 +23,9 @@ def write_fashion(root, packed: bool):
     folder = root / "fashion-mnist"
     folder.mkdir()
     for name in FILES["fashion_mnist"][1]:
-        array = np.arange(9 * 4 if "images" in name else 9, dtype=np.uint8).reshape((9, 2, 2) if "images" in name else 9)
+        array = np.arange(9 * 4 if "images" in name else 9, dtype=np.uint8).reshape(
+            (9, 2, 2) if "images" in name else 9
+        )
         if packed:
             (folder / f"{name}.gz").write_bytes(gzip.compress(idx(array)))
         else:

@@ -24,13 +24,29 @@ def make_split(folder, num=7, **kwargs):
     names = [f"{index}.png" for index in range(num)]
     for index, name in enumerate(names):
         write_picture(folder / name, 20 + index, 30 - index, index)
-    return FolderSplit(folder, names, torch.arange(num) % 3, **{"image_size": 16, "training": "random_resized_crop", "workers": 2} | kwargs)
+    return FolderSplit(
+        folder,
+        names,
+        torch.arange(num) % 3,
+        **{"image_size": 16, "training": "random_resized_crop", "workers": 2} | kwargs,
+    )
 
 
 # --- one picture ---------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("name", "mode"), [("a.jpeg", "RGB"), ("a.jpeg", "L"), ("a.jpeg", "CMYK"), ("a.png", "RGB"), ("a.png", "P"),
-                                            ("a.png", "RGBA"), ("a.png", "L")])
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        ("a.jpeg", "RGB"),
+        ("a.jpeg", "L"),
+        ("a.jpeg", "CMYK"),
+        ("a.png", "RGB"),
+        ("a.png", "P"),
+        ("a.png", "RGBA"),
+        ("a.png", "L"),
+    ],
+)
 def test_pictures_of_every_mode_are_read_as_pillow_reads_them(tmp_path, name, mode):
     path = write_picture(tmp_path / name, 11, 17, mode=mode)
     with Image.open(path) as picture:
@@ -50,7 +66,9 @@ def test_damaged_and_missing_pictures_are_refused_by_name(tmp_path, content):
         read_picture(path)
 
 
-def test_pictures_of_too_many_pixels_or_bytes_and_other_formats_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
+def test_pictures_of_too_many_pixels_or_bytes_and_other_formats_are_refused_before_they_are_decoded(
+    tmp_path, monkeypatch
+):
     path = write_picture(tmp_path / "a.png", 50, 60)
     monkeypatch.setattr("kdnb.data.folders._MAX_PIXELS", 2999)
     with pytest.raises(InputError, match="60 x 50 pixels"):
@@ -80,12 +98,18 @@ def test_the_centre_framing_is_the_shorter_side_to_256_of_224_and_its_middle(tmp
 def test_the_square_framings_resize_both_sides_and_cut(tmp_path):
     path = write_picture(tmp_path / "a.png", 40, 61)
     picture = read_picture(path)
-    assert (frame(picture, "centre_of_square", 28).int() - pillow_frame(path, 28, (2, 2, 30, 30), (32, 32))).abs().max() <= 1
+    assert (
+        frame(picture, "centre_of_square", 28).int() - pillow_frame(path, 28, (2, 2, 30, 30), (32, 32))
+    ).abs().max() <= 1
     whole = pillow_frame(path, 32, (0, 0, 32, 32), (32, 32))
     corners = set()
     for seed in range(40):
         crop = frame(picture, "random_crop", 28, torch.Generator().manual_seed(seed)).int()
-        differences = {(top, left): (crop - whole[:, top: top + 28, left: left + 28]).abs().max().item() for top in range(5) for left in range(5)}
+        differences = {
+            (top, left): (crop - whole[:, top : top + 28, left : left + 28]).abs().max().item()
+            for top in range(5)
+            for left in range(5)
+        }
         corner = min(differences, key=differences.get)
         assert differences[corner] <= 1
         corners.add(corner)
@@ -95,8 +119,12 @@ def test_the_square_framings_resize_both_sides_and_cut(tmp_path):
 def test_the_random_resized_crop_is_the_box_of_the_generator(tmp_path):
     path = write_picture(tmp_path / "a.png", 40, 61)
     found = frame(read_picture(path), "random_resized_crop", 16, torch.Generator().manual_seed(3))
-    top, left, height, width = (random_boxes(1, 40, 61, generator=torch.Generator().manual_seed(3))[0] * torch.tensor([40, 61, 40, 61])).round()
-    assert (found.int() - pillow_frame(path, 16, (int(left), int(top), int(left + width), int(top + height)))).abs().max() <= 1
+    top, left, height, width = (
+        random_boxes(1, 40, 61, generator=torch.Generator().manual_seed(3))[0] * torch.tensor([40, 61, 40, 61])
+    ).round()
+    assert (
+        found.int() - pillow_frame(path, 16, (int(left), int(top), int(left + width), int(top + height)))
+    ).abs().max() <= 1
 
 
 @pytest.mark.parametrize("framing", FRAMINGS)
@@ -108,6 +136,7 @@ def test_every_framing_gives_the_size_asked_for_whatever_the_picture(framing):
 
 # --- a split -------------------------------------------------------------------------------------------------------------------
 
+
 def test_batches_come_in_order_between_minus_one_and_one(tmp_path):
     split = make_split(tmp_path, evaluation="centre_of_square")
     batches = list(split.batches(3))
@@ -115,7 +144,9 @@ def test_batches_come_in_order_between_minus_one_and_one(tmp_path):
     assert torch.equal(torch.cat([labels for _, labels in batches]), split.labels)
     images = torch.cat([images for images, _ in batches])
     for index, name in enumerate(split.names):
-        assert torch.equal(images[index], frame(read_picture(tmp_path / name), "centre_of_square", 16).float() / 127.5 - 1)
+        assert torch.equal(
+            images[index], frame(read_picture(tmp_path / name), "centre_of_square", 16).float() / 127.5 - 1
+        )
     assert images.dtype == torch.float32 and images.min() >= -1 and images.max() <= 1
 
 
@@ -149,7 +180,10 @@ def test_the_rest_of_an_epoch_is_the_end_of_the_whole_one_and_the_global_state_i
 
 
 def test_the_number_of_threads_changes_nothing(tmp_path):
-    one, four = (torch.cat([images for images, _ in make_split(tmp_path, workers=workers).epoch(0, 0, 3, range(3))]) for workers in (1, 4))
+    one, four = (
+        torch.cat([images for images, _ in make_split(tmp_path, workers=workers).epoch(0, 0, 3, range(3))])
+        for workers in (1, 4)
+    )
     assert torch.equal(one, four)
 
 
@@ -166,7 +200,10 @@ def test_subsets_without_a_class_and_without_labels(tmp_path):
     assert split.subset(torch.tensor([6, 0])).labels.tolist() == [0, 0]
     [(images, labels)] = split.unlabelled().batches(10)
     assert len(images) == 7 and labels is None
-    assert len({split.hash, split.unlabelled().hash, split.without_class(1).hash, make_split(tmp_path, image_size=8).hash}) == 4
+    assert (
+        len({split.hash, split.unlabelled().hash, split.without_class(1).hash, make_split(tmp_path, image_size=8).hash})
+        == 4
+    )
     assert split.hash == make_split(tmp_path).hash
 
 

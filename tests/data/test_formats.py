@@ -44,7 +44,10 @@ def test_every_truncation_of_a_packed_idx_file_is_refused(tmp_path):
             formats.read_idx(tmp_path / "x.gz")
 
 
-@pytest.mark.parametrize("data", [b"\x1f\x8b" + b"garbage" * 9, b"<html>not here</html>", b"\0\0\x08\x09" + bytes(40), b"\0\0\x07\x01" + bytes(8)])
+@pytest.mark.parametrize(
+    "data",
+    [b"\x1f\x8b" + b"garbage" * 9, b"<html>not here</html>", b"\0\0\x08\x09" + bytes(40), b"\0\0\x07\x01" + bytes(8)],
+)
 def test_files_that_are_not_idx_are_refused(tmp_path, data):
     (tmp_path / "x").write_bytes(data)
     with pytest.raises(InputError, match="not an idx file"):
@@ -71,6 +74,7 @@ def test_a_missing_file_is_refused(tmp_path):
 
 # --- CIFAR archives ------------------------------------------------------------------------------------------------------------
 
+
 def cifar_bytes(protocol=2):
     data = np.arange(2 * 3072, dtype=np.uint32).astype(np.uint8).reshape(2, 3072)
     return pickle.dumps({b"data": data, b"labels": [3, 8], b"batch_label": b"testing batch 1 of 1"}, protocol)
@@ -94,7 +98,9 @@ def test_cifar_arrays_of_every_pickle_protocol_and_memory_order_are_read(tmp_pat
 
 @pytest.mark.parametrize("value", [np.arange(3), np.array(["a"]), np.array([None]), np.dtype("u1")])
 def test_cifar_arrays_of_anything_but_bytes_are_refused(tmp_path, value):
-    (tmp_path / "x").write_bytes(pickle.dumps({b"data": np.array([value], dtype=object) if isinstance(value, np.dtype) else value}, 2))
+    (tmp_path / "x").write_bytes(
+        pickle.dumps({b"data": np.array([value], dtype=object) if isinstance(value, np.dtype) else value}, 2)
+    )
     with pytest.raises(InputError, match="holds unsigned bytes"):
         formats.read_cifar_batch(tmp_path / "x")
 
@@ -125,6 +131,7 @@ def test_a_cifar_batch_that_carries_code_is_refused_and_the_code_does_not_run(tm
 
 
 # --- finding folders -----------------------------------------------------------------------------------------------------------
+
 
 def test_a_folder_counts_as_found_only_if_it_is_complete(tmp_path, monkeypatch):
     monkeypatch.setattr(formats, "data_roots", lambda: [tmp_path / "nowhere", tmp_path])

@@ -25,7 +25,9 @@ def picture(path, level):
 
 def write_imagenet(root):
     for split, count in (("train", 4), ("val", 2)):
-        for label, wnid in enumerate(("n03", "n01", "n02")):  # alphabetical order gives the labels, not the order of writing
+        for label, wnid in enumerate(
+            ("n03", "n01", "n02")
+        ):  # alphabetical order gives the labels, not the order of writing
             for index in range(count):
                 picture(root / split / wnid / f"{wnid}_{index}.JPEG", 50 * label + index)
     (root / "train" / "n01" / "notes.txt").write_text("not a picture")
@@ -105,7 +107,11 @@ def test_private_and_public_pictures_are_disjoint_and_a_function_of_the_seed(sma
 
 
 def test_missing_data_are_reported_with_the_place_to_put_them(small):
-    for name, folder in (("imagenet", "KDNB_DATA/imagenet"), ("tiny_imagenet", "tiny-imagenet-200"), ("cub200", "CUB_200_2011")):
+    for name, folder in (
+        ("imagenet", "KDNB_DATA/imagenet"),
+        ("tiny_imagenet", "tiny-imagenet-200"),
+        ("cub200", "CUB_200_2011"),
+    ):
         with pytest.raises(InputError, match=folder):
             load(name)
         with pytest.raises(InputError, match=folder):
@@ -142,10 +148,16 @@ def test_empty_sets_and_files_in_place_of_folders_are_refused(small):
         load("imagenet")
 
 
-@pytest.mark.parametrize(("row", "message"), [
-    ("val_0.JPEG", "2 columns"), ("", "2 columns"), ("\xff\xfe", "can't be read"),
-    ("val_0.JPEG\tn77", "names the class 'n77'"), ("../../secret.png\tn01", "lies outside"),
-])
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("val_0.JPEG", "2 columns"),
+        ("", "2 columns"),
+        ("\xff\xfe", "can't be read"),
+        ("val_0.JPEG\tn77", "names the class 'n77'"),
+        ("../../secret.png\tn01", "lies outside"),
+    ],
+)
 def test_damaged_lists_of_tiny_imagenet_are_refused(small, row, message):
     root = small / "tiny-imagenet-200"
     write_tiny_imagenet(root)
@@ -154,13 +166,17 @@ def test_damaged_lists_of_tiny_imagenet_are_refused(small, row, message):
         load("tiny_imagenet")
 
 
-@pytest.mark.parametrize(("stem", "content", "message"), [
-    ("images", "1 001.Bird/a.jpg\n", "1, 12, 12 pictures"), ("image_class_labels", "", "2 columns"),
-    ("image_class_labels", "\n".join(f"{i + 1} x" for i in range(12)), "class numbers"),
-    ("image_class_labels", "\n".join(f"{i + 1} {i % 3}" for i in range(12)), r"labels -1\.\.1"),
-    ("train_test_split", "\n".join(f"{i + 1} 2" for i in range(12)), "zeros and ones"),
-    ("images", "\n".join(f"{i + 1} /etc/x.jpg" for i in range(12)), "lies outside"),
-])
+@pytest.mark.parametrize(
+    ("stem", "content", "message"),
+    [
+        ("images", "1 001.Bird/a.jpg\n", "1, 12, 12 pictures"),
+        ("image_class_labels", "", "2 columns"),
+        ("image_class_labels", "\n".join(f"{i + 1} x" for i in range(12)), "class numbers"),
+        ("image_class_labels", "\n".join(f"{i + 1} {i % 3}" for i in range(12)), r"labels -1\.\.1"),
+        ("train_test_split", "\n".join(f"{i + 1} 2" for i in range(12)), "zeros and ones"),
+        ("images", "\n".join(f"{i + 1} /etc/x.jpg" for i in range(12)), "lies outside"),
+    ],
+)
 def test_damaged_lists_of_cub200_are_refused(small, stem, content, message):
     root = small / "CUB_200_2011"
     write_cub200(root)

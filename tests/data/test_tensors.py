@@ -22,7 +22,9 @@ def root(monkeypatch, tmp_path):
 
 def write_idx(path, array):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.astype(np.uint8).tobytes())
+    path.write_bytes(
+        bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.astype(np.uint8).tobytes()
+    )
 
 
 def write_fashion(root, train=30, test=10, labels=None):
@@ -35,18 +37,26 @@ def write_fashion(root, train=30, test=10, labels=None):
 
 def write_cifar(root, name, count=6, classes=10):
     random = np.random.default_rng(1)
-    folder, key = (root / "cifar-10-batches-py", b"labels") if name == "cifar10" else (root / "cifar-100-python", b"fine_labels")
+    folder, key = (
+        (root / "cifar-10-batches-py", b"labels") if name == "cifar10" else (root / "cifar-100-python", b"fine_labels")
+    )
     folder.mkdir()
-    files = [f"data_batch_{index}" for index in range(1, 6)] + ["test_batch"] if name == "cifar10" else ["train", "test"]
+    files = (
+        [f"data_batch_{index}" for index in range(1, 6)] + ["test_batch"] if name == "cifar10" else ["train", "test"]
+    )
     batches = {}
     for file in files:
-        batch = {b"data": random.integers(0, 256, (count, 3072), dtype=np.uint8), key: random.integers(0, classes, count).tolist()}
+        batch = {
+            b"data": random.integers(0, 256, (count, 3072), dtype=np.uint8),
+            key: random.integers(0, classes, count).tolist(),
+        }
         (folder / file).write_bytes(pickle.dumps(batch, 2))
         batches[file] = batch
     return folder, batches
 
 
 # --- the splits of each set ----------------------------------------------------------------------------------------------------
+
 
 def rows(split):
     return {image.numpy().tobytes() for image in split.images}
@@ -100,6 +110,7 @@ def test_cifar100_uses_the_fine_labels(root):
 
 # --- refusals ------------------------------------------------------------------------------------------------------------------
 
+
 def test_images_and_labels_that_do_not_belong_together_are_refused(root):
     write_fashion(root)
     write_idx(root / "FashionMNIST" / "raw" / "t10k-labels-idx1-ubyte", np.zeros(9))
@@ -116,8 +127,14 @@ def test_labels_out_of_range_are_refused_with_both_ranges(root):
 def test_a_cifar_batch_without_its_data_or_of_another_width_is_refused(root):
     folder, _ = write_cifar(root, "cifar10")
     rows = np.zeros((2, 3072), np.uint8)
-    for batch in ({b"labels": [1]}, {b"data": np.zeros((2, 99), np.uint8), b"labels": [1, 2]}, {b"data": None, b"labels": [1]},
-                  {b"data": [[-1] * 3072], b"labels": [1]}, {b"data": rows, b"labels": None}, {b"data": rows, b"labels": [2**70, 1]}):
+    for batch in (
+        {b"labels": [1]},
+        {b"data": np.zeros((2, 99), np.uint8), b"labels": [1, 2]},
+        {b"data": None, b"labels": [1]},
+        {b"data": [[-1] * 3072], b"labels": [1]},
+        {b"data": rows, b"labels": None},
+        {b"data": rows, b"labels": [2**70, 1]},
+    ):
         (folder / "data_batch_3").write_bytes(pickle.dumps(batch, 2))
         with pytest.raises(InputError, match="cifar10: a batch lacks"):
             load("cifar10")
@@ -147,6 +164,7 @@ def test_digits_are_the_one_set_whose_mirror_images_change_class():
 
 # --- resizing ------------------------------------------------------------------------------------------------------------------
 
+
 def test_resizing_to_the_same_size_returns_the_images():
     images = torch.rand(2, 1, 8, 8)
     assert _resize(images, 8) is images
@@ -171,6 +189,7 @@ def test_smaller_is_the_mean_over_areas_of_the_framed_image():
 
 
 # --- a split -------------------------------------------------------------------------------------------------------------------
+
 
 def make_split():
     return Split(torch.arange(7.0).view(7, 1, 1, 1), torch.tensor([0, 1, 2, 0, 1, 2, 0]))

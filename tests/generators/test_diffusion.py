@@ -35,7 +35,9 @@ class Dropping(nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(1)
-        self.layers = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.SiLU(), nn.Dropout(0.2), nn.Conv2d(4, 1, 3, padding=1))
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, 4, 3, padding=1), nn.SiLU(), nn.Dropout(0.2), nn.Conv2d(4, 1, 3, padding=1)
+        )
 
     def forward(self, x_t, t):
         return SimpleNamespace(sample=self.layers(x_t))
@@ -47,6 +49,7 @@ def images():
 
 
 # --- the noise schedule and the conversions ------------------------------------------------------------------------------------
+
 
 def test_linear_schedule_is_the_running_product_of_one_minus_beta():
     alphas = linear_alphas_cumprod()
@@ -106,11 +109,15 @@ def test_an_unknown_prediction_type_is_refused_with_the_nearest():
 
 # --- building ------------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("name, channels, size, kwargs", [
-    ("compact_unet", 1, 16, {}),
-    ("compact_unet", 3, 32, {"shuffle": 4, "widths": (16, 24)}),
-    ("unet", 3, 32, {"widths": (8, 16), "layers": 1, "norm_groups": 8}),
-])
+
+@pytest.mark.parametrize(
+    "name, channels, size, kwargs",
+    [
+        ("compact_unet", 1, 16, {}),
+        ("compact_unet", 3, 32, {"shuffle": 4, "widths": (16, 24)}),
+        ("unet", 3, 32, {"widths": (8, 16), "layers": 1, "norm_groups": 8}),
+    ],
+)
 def test_output_has_the_shape_of_the_images(name, channels, size, kwargs):
     model = build_prior(name, channels, size, **kwargs)
     x = torch.randn(2, channels, size, size)
@@ -134,19 +141,23 @@ def test_time_step_changes_the_output():
     assert (first - second).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("name, size, kwargs, message", [
-    ("compact_net", 16, {}, "did you mean 'compact_unet'"),
-    ("compact_unet", 18, {}, "divisible by 4, got 18"),
-    ("compact_unet", 16, {"width": (32,)}, "did you mean 'widths'"),
-    ("compact_unet", 16, {"widths": (32, 36)}, "divisible by norm_groups"),
-    ("unet", 32, {"shuffle": 2}, "unknown argument"),
-])
+@pytest.mark.parametrize(
+    "name, size, kwargs, message",
+    [
+        ("compact_net", 16, {}, "did you mean 'compact_unet'"),
+        ("compact_unet", 18, {}, "divisible by 4, got 18"),
+        ("compact_unet", 16, {"width": (32,)}, "did you mean 'widths'"),
+        ("compact_unet", 16, {"widths": (32, 36)}, "divisible by norm_groups"),
+        ("unet", 32, {"shuffle": 2}, "unknown argument"),
+    ],
+)
 def test_sizes_that_can_not_work_are_refused(name, size, kwargs, message):
     with pytest.raises(InputError, match=message):
         build_prior(name, 1, size, **kwargs)
 
 
 # --- training ------------------------------------------------------------------------------------------------------------------
+
 
 def test_averaging_warms_up_as_one_plus_k_over_ten_plus_k():
     assert [ema_decay_at(step, 0.5) for step in (0, 2, 8, 100)] == [0.1, 0.25, 0.5, 0.5]
@@ -166,7 +177,9 @@ def test_first_step_leaves_the_stated_average(images):
     train_prior(model, images, steps=1, lr=0.01, ema_decay=0.995)
     for old, new in zip(before, model.parameters(), strict=True):
         decayed = old * (1 - 0.01 * 0.01)
-        torch.testing.assert_close((new - (0.1 * old + 0.9 * decayed)).abs(), torch.full_like(old, 0.9 * 0.01), rtol=1e-2, atol=1e-4)
+        torch.testing.assert_close(
+            (new - (0.1 * old + 0.9 * decayed)).abs(), torch.full_like(old, 0.9 * 0.01), rtol=1e-2, atol=1e-4
+        )
 
 
 def test_loss_falls_from_that_of_guessing_zero():
@@ -185,7 +198,9 @@ def test_training_equals_the_equations_written_out(images):
     model = Dropping()
     model.layers[2].p = 0.0
     weights = [parameter.detach().clone().requires_grad_() for parameter in model.parameters()]
-    first, second, averages = [[tensor(weight) for weight in weights] for tensor in (torch.zeros_like, torch.zeros_like, torch.clone)]
+    first, second, averages = [
+        [tensor(weight) for weight in weights] for tensor in (torch.zeros_like, torch.zeros_like, torch.clone)
+    ]
     fit = train_prior(model, images, steps=steps, batch_size=batch_size, lr=lr, ema_decay=ema_decay, seed=seed)
 
     alphas, clipped = linear_alphas_cumprod(), 0
@@ -194,7 +209,9 @@ def test_training_equals_the_equations_written_out(images):
         index = torch.randint(12, (batch_size,), generator=generator)
         t = torch.randint(1000, (batch_size,), generator=generator)
         eps = torch.randn(batch_size, 1, 8, 8, generator=generator)
-        noisy = torch.stack([alphas[t[b]] ** 0.5 * images[index[b]] + (1 - alphas[t[b]]) ** 0.5 * eps[b] for b in range(batch_size)])
+        noisy = torch.stack(
+            [alphas[t[b]] ** 0.5 * images[index[b]] + (1 - alphas[t[b]]) ** 0.5 * eps[b] for b in range(batch_size)]
+        )
         hidden = nn.functional.silu(nn.functional.conv2d(noisy, weights[0], weights[1], padding=1))
         loss = (nn.functional.conv2d(hidden, weights[2], weights[3], padding=1) - eps).square().mean()
         torch.testing.assert_close(fit.losses[step], loss.detach(), rtol=1e-3, atol=1e-5)
@@ -202,10 +219,14 @@ def test_training_equals_the_equations_written_out(images):
         gradients = torch.autograd.grad(loss, weights)
         norm = torch.cat([gradient.flatten() for gradient in gradients]).norm()
         clipped += int(norm > 1)
-        rate = lr * ((step + 1) / 2 if step < 2 else 0.5 * (1 + math.cos(math.pi * (step - 1) / 29)))  # 5 % of 30 steps: two of warm-up
+        rate = lr * (
+            (step + 1) / 2 if step < 2 else 0.5 * (1 + math.cos(math.pi * (step - 1) / 29))
+        )  # 5 % of 30 steps: two of warm-up
         decay = min(ema_decay, (1 + step) / (10 + step))
         with torch.no_grad():
-            for weight, gradient, mean, square, average in zip(weights, gradients, first, second, averages, strict=True):
+            for weight, gradient, mean, square, average in zip(
+                weights, gradients, first, second, averages, strict=True
+            ):
                 gradient = gradient / max(1.0, float(norm))
                 mean += 0.1 * (gradient - mean)
                 square += 0.01 * (gradient**2 - square)
@@ -220,6 +241,7 @@ def test_training_equals_the_equations_written_out(images):
 
 def _stop_before(stop):
     """A progress bar that kills the run."""
+
     def progress(items, *_):
         for step in items:
             if step == stop:
@@ -265,7 +287,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(images):
         train_prior(Dropping(), images, steps=2)
 
 
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"steps": 1, "lr": 0.0}, {"steps": 1, "ema_decay": 1.0}, {"steps": 1, "batch_size": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"steps": 0}, {"steps": 1, "lr": 0.0}, {"steps": 1, "ema_decay": 1.0}, {"steps": 1, "batch_size": 0}]
+)
 def test_numbers_out_of_range_are_refused(images, wrong):
     with pytest.raises(InputError, match="a prior needs"):
         train_prior(Dropping(), images, **wrong)
@@ -273,10 +297,13 @@ def test_numbers_out_of_range_are_refused(images, wrong):
 
 # --- folders -------------------------------------------------------------------------------------------------------------------
 
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     torch.manual_seed(0)
-    prior = DiffusionPrior(build_prior("compact_unet", 1, 8, **TINY), linear_alphas_cumprod(200, 1e-3, 0.05), "v_prediction")
+    prior = DiffusionPrior(
+        build_prior("compact_unet", 1, 8, **TINY), linear_alphas_cumprod(200, 1e-3, 0.05), "v_prediction"
+    )
     folder = tmp_path_factory.mktemp("priors") / "prior"
     save_prior(prior, folder)
     return prior, folder
@@ -389,7 +416,9 @@ def test_an_empty_or_missing_folder_is_refused(tmp_path):
 
 
 def test_a_scheduler_without_betas_is_refused(copied):
-    (copied / "scheduler" / "scheduler_config.json").write_text('{"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 1.0}')
+    (copied / "scheduler" / "scheduler_config.json").write_text(
+        '{"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 1.0}'
+    )
     with pytest.raises(InputError, match="flow matching"):
         load_prior(copied)
 
@@ -397,7 +426,16 @@ def test_a_scheduler_without_betas_is_refused(copied):
 def test_a_model_that_needs_labels_is_refused_at_loading(tmp_path):
     from diffusers import UNet2DModel
 
-    UNet2DModel(sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8,), layers_per_block=1, norm_num_groups=4,
-                down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), num_class_embeds=10).save_pretrained(tmp_path)
+    UNet2DModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(8,),
+        layers_per_block=1,
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        num_class_embeds=10,
+    ).save_pretrained(tmp_path)
     with pytest.raises(InputError, match="unconditional"):
         load_prior(tmp_path)

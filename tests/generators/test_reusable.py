@@ -4,7 +4,15 @@ import pytest
 import torch
 
 from kdnb.errors import InputError
-from kdnb.generators.reusable import MODES, Decoder, ReusableGenerator, export_parts, less_active_branch, parameter_groups, prepare
+from kdnb.generators.reusable import (
+    MODES,
+    Decoder,
+    ReusableGenerator,
+    export_parts,
+    less_active_branch,
+    parameter_groups,
+    prepare,
+)
 
 SIZES = {"image_size": 8, "channels": 1, "latent_dim": 6, "width": 4}
 
@@ -35,7 +43,10 @@ def test_branches_start_different_and_stay_different_unless_twins_are_asked_for(
             optimizer.zero_grad()
             generator(torch.randn(8, 6)).square().mean().backward()
             optimizer.step()
-        gap = max((a - b).abs().max().item() for a, b in zip(generator.gan1.parameters(), generator.gan2.parameters(), strict=True))
+        gap = max(
+            (a - b).abs().max().item()
+            for a, b in zip(generator.gan1.parameters(), generator.gan2.parameters(), strict=True)
+        )
         assert (gap == 0.0) == twins
 
 
@@ -66,7 +77,8 @@ def test_prepare_refuses_what_does_not_belong_to_the_mode():
 
 
 @pytest.mark.parametrize(
-    ("mode", "rates"), [("anew", (1.0, 1.0)), ("reuse_common", (1.0, 1.0)), ("reuse_finetune", (1.0, 0.1)), ("reuse_fix", (1.0,))]
+    ("mode", "rates"),
+    [("anew", (1.0, 1.0)), ("reuse_common", (1.0, 1.0)), ("reuse_finetune", (1.0, 0.1)), ("reuse_fix", (1.0,))],
 )
 def test_each_mode_trains_its_parts_at_its_rates(mode, rates):
     generator = ReusableGenerator(**SIZES)

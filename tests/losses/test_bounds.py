@@ -24,7 +24,9 @@ def _covariance(model):
 
 def test_evidence_is_the_gaussian_density():
     model, x, *_ = _problem()
-    assert torch.allclose(bounds.ppca_log_evidence(x, model), MultivariateNormal(model.mean, _covariance(model)).log_prob(x), rtol=1e-12)
+    assert torch.allclose(
+        bounds.ppca_log_evidence(x, model), MultivariateNormal(model.mean, _covariance(model)).log_prob(x), rtol=1e-12
+    )
 
 
 def test_evidence_by_hand():
@@ -43,8 +45,11 @@ def test_posterior_is_that_of_conditioning_the_joint_gaussian():
 
 def test_evidence_is_elbo_plus_gap_for_any_q():
     model, x, mean, covariance, _ = _problem()
-    evidence, elbo, gap = (bounds.ppca_log_evidence(x, model), bounds.ppca_elbo(x, model, mean, covariance),
-                           bounds.ppca_gap(x, model, mean, covariance))
+    evidence, elbo, gap = (
+        bounds.ppca_log_evidence(x, model),
+        bounds.ppca_elbo(x, model, mean, covariance),
+        bounds.ppca_gap(x, model, mean, covariance),
+    )
     assert (evidence - elbo - gap).abs().max() < 1e-10 * evidence.abs().max()
     assert (gap > 0).all()
 
@@ -71,13 +76,20 @@ def test_kl_of_as_many_samples_as_dimensions_is_not_mistaken_for_a_diagonal_one(
 def test_diagonal_kl_sums_to_the_full_one_and_is_zero_where_collapsed():
     _, _, mean, _, _ = _problem()
     log_variance = mean.flip(0) / 3
-    assert torch.allclose(bounds.diagonal_kl(mean, log_variance).sum(1), bounds.gaussian_kl(mean, log_variance.exp().diag_embed()))
+    assert torch.allclose(
+        bounds.diagonal_kl(mean, log_variance).sum(1), bounds.gaussian_kl(mean, log_variance.exp().diag_embed())
+    )
     assert bounds.diagonal_kl(torch.zeros(3), torch.zeros(3)).tolist() == [0, 0, 0]
 
 
 def test_reconstruction_is_the_expected_likelihood():
     model, x, mean, covariance, generator = _problem()
-    z = mean + (torch.linalg.cholesky(covariance) @ torch.randn(20_000, N, Q, 1, generator=generator, dtype=torch.float64))[..., 0]
+    z = (
+        mean
+        + (torch.linalg.cholesky(covariance) @ torch.randn(20_000, N, Q, 1, generator=generator, dtype=torch.float64))[
+            ..., 0
+        ]
+    )
     likelihood = Normal(model.mean + z @ model.weight.T, model.variance.sqrt()).log_prob(x).sum(-1)
     error = likelihood.std(0) / 20_000**0.5
     assert ((bounds.ppca_reconstruction(x, model, mean, covariance) - likelihood.mean(0)).abs() < 5 * error).all()
@@ -127,7 +139,9 @@ def test_weights_are_density_ratios():
     model, x, mean, covariance, generator = _problem()
     noise = torch.randn(4, N, Q, generator=generator, dtype=torch.float64)
     z = mean + (torch.linalg.cholesky(covariance) @ noise[..., None])[..., 0]
-    joint = Normal(model.mean + z @ model.weight.T, model.variance.sqrt()).log_prob(x).sum(-1) + Normal(0, 1).log_prob(z).sum(-1)
+    joint = Normal(model.mean + z @ model.weight.T, model.variance.sqrt()).log_prob(x).sum(-1) + Normal(0, 1).log_prob(
+        z
+    ).sum(-1)
     expected = joint - MultivariateNormal(mean, covariance).log_prob(z)
     assert torch.allclose(bounds.ppca_log_weights(x, model, mean, covariance, noise), expected)
 
@@ -146,7 +160,9 @@ def test_more_samples_tighten_the_importance_weighted_bound():
     log_weights = bounds.ppca_log_weights(x, model, posterior_mean + 0.3, posterior * 1.5, noise)
     levels = [bounds.iwae_bound(log_weights[:samples]).mean() for samples in (1, 4, 16, 64)]
     assert levels == sorted(levels) and levels[-1] < bounds.ppca_log_evidence(x, model).mean()
-    assert torch.allclose(levels[0], bounds.ppca_elbo(x, model, posterior_mean + 0.3, posterior * 1.5).mean(), atol=0.05)
+    assert torch.allclose(
+        levels[0], bounds.ppca_elbo(x, model, posterior_mean + 0.3, posterior * 1.5).mean(), atol=0.05
+    )
 
 
 def test_importance_weighted_bound_by_hand_and_at_huge_values():
@@ -160,7 +176,9 @@ def test_information_of_pairs_is_that_of_their_joint_covariance():
     covariance = torch.cat([torch.cat([eye, rho * eye], 1), torch.cat([rho * eye, eye], 1)])
     expected = -d / 2 * math.log(1 - rho**2)
     assert bounds.gaussian_mutual_information(covariance, d).item() == pytest.approx(expected, rel=1e-12)
-    assert bounds.correlated_pairs_information(torch.tensor(rho, dtype=torch.float64), d).item() == pytest.approx(expected, rel=1e-12)
+    assert bounds.correlated_pairs_information(torch.tensor(rho, dtype=torch.float64), d).item() == pytest.approx(
+        expected, rel=1e-12
+    )
 
 
 def test_variational_bound_touches_the_information_only_at_the_conditional():
@@ -182,4 +200,6 @@ def test_variational_bound_is_entropy_plus_expected_log_density():
 def test_info_nce_never_exceeds_the_logarithm_of_the_batch():
     assert bounds.info_nce(torch.eye(8) * 1e4).item() == pytest.approx(math.log(8), rel=1e-6)
     assert bounds.info_nce(torch.zeros(8, 8)).item() == pytest.approx(0.0, abs=1e-6)
-    assert bounds.info_nce(torch.tensor([[math.log(3), 0.0], [0.0, math.log(3)]])).item() == pytest.approx(math.log(1.5), rel=1e-6)
+    assert bounds.info_nce(torch.tensor([[math.log(3), 0.0], [0.0, math.log(3)]])).item() == pytest.approx(
+        math.log(1.5), rel=1e-6
+    )

@@ -24,7 +24,9 @@ def test_contrastive_inversion_follows_the_equation_with_a_cache():
         scores = [math.exp(float(rows[i] @ columns[j]) / 0.1) for j in range(5)]
         losses.append(-math.log(scores[i] / sum(scores)))
     expected = sum(losses[:3]) / 3 + sum(losses[3:]) / 2
-    assert contrastive.contrastive_inversion_loss(local, views, cached_local, cached_views).item() == pytest.approx(expected, rel=1e-10)
+    assert contrastive.contrastive_inversion_loss(local, views, cached_local, cached_views).item() == pytest.approx(
+        expected, rel=1e-10
+    )
 
 
 def test_contrastive_inversion_stops_the_gradient_at_the_global_views():
@@ -68,7 +70,9 @@ def test_supervised_contrast_follows_the_equation(labels):
 
 def test_supervised_contrast_gradient_is_right():
     features = unit(5, 3, 2, 4).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: contrastive.supervised_contrast(x, torch.tensor([0, 0, 1]), 0.5), features)
+    assert torch.autograd.gradcheck(
+        lambda x: contrastive.supervised_contrast(x, torch.tensor([0, 0, 1]), 0.5), features
+    )
 
 
 def test_supervised_contrast_names_what_is_allowed():

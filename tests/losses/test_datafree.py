@@ -21,7 +21,9 @@ def test_batch_norm_terms_are_the_norms_of_the_gaps():
     running_means, running_variances = [torch.zeros(2)], [torch.tensor([1.0, 1.0])]
     terms = datafree.batch_norm_terms(means, variances, running_means, running_variances)
     assert terms.tolist() == [5.0 + 1.0]
-    assert datafree.batch_norm_terms(means, variances, running_means, running_variances, squared=True).tolist() == [25.0 + 1.0]
+    assert datafree.batch_norm_terms(means, variances, running_means, running_variances, squared=True).tolist() == [
+        25.0 + 1.0
+    ]
 
 
 def test_batch_norm_loss_is_the_sum_over_layers_with_a_weight_on_the_first():
@@ -40,14 +42,25 @@ def test_batch_norm_loss_has_a_zero_gradient_at_agreement(squared):
 
 def test_batch_norm_gradient_is_right():
     running = [torch.zeros(3, dtype=torch.float64), torch.ones(2, dtype=torch.float64)]
-    means = [torch.randn(3, dtype=torch.float64, requires_grad=True), torch.randn(2, dtype=torch.float64, requires_grad=True)]
+    means = [
+        torch.randn(3, dtype=torch.float64, requires_grad=True),
+        torch.randn(2, dtype=torch.float64, requires_grad=True),
+    ]
     for squared in (False, True):
-        assert torch.autograd.gradcheck(lambda a, b, squared=squared: datafree.batch_norm_terms([a, b], [a, b], running, running, squared), means)
+        assert torch.autograd.gradcheck(
+            lambda a, b, squared=squared: datafree.batch_norm_terms([a, b], [a, b], running, running, squared), means
+        )
 
 
 def test_batch_norm_loss_vanishes_on_the_batch_that_made_the_statistics():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=1.0), nn.ReLU(), nn.Conv2d(4, 2, 3), nn.BatchNorm2d(2, momentum=1.0))
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.BatchNorm2d(4, momentum=1.0),
+        nn.ReLU(),
+        nn.Conv2d(4, 2, 3),
+        nn.BatchNorm2d(2, momentum=1.0),
+    )
     x = torch.randn(64, 3, 12, 12)
     model.train()(x)
     with BatchNormProbe(model) as probe:
@@ -190,7 +203,12 @@ def test_hard_mix_keeps_given_labels():
     assert changed.item() == pytest.approx(-logits_s.log_softmax(1)[range(5), labels].mean().item(), rel=1e-12)
 
 
-PAIR_LOSSES = [datafree.adversarial_loss, datafree.js_divergence, datafree.js_divergence_released, datafree.hard_mix_loss]
+PAIR_LOSSES = [
+    datafree.adversarial_loss,
+    datafree.js_divergence,
+    datafree.js_divergence_released,
+    datafree.hard_mix_loss,
+]
 
 
 @pytest.mark.parametrize("loss", PAIR_LOSSES)

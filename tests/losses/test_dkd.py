@@ -37,7 +37,9 @@ def test_three_equal_student_logits_by_hand():
 def test_dkd_from_its_equations(tau):
     parts = [_slow(s, t, y, tau) for s, t, y in zip(STUDENT.tolist(), TEACHER.tolist(), LABELS.tolist(), strict=True)]
     tckd, nckd = dkd_per_sample(STUDENT, TEACHER, LABELS, tau)
-    assert tckd.tolist() == pytest.approx([a for a, _ in parts]) and nckd.tolist() == pytest.approx([b for _, b in parts])
+    assert tckd.tolist() == pytest.approx([a for a, _ in parts]) and nckd.tolist() == pytest.approx(
+        [b for _, b in parts]
+    )
     expected = sum(3 * a + 5 * b for a, b in parts) / len(parts)
     assert dkd_loss(STUDENT, TEACHER, LABELS, 3.0, 5.0, tau).item() == pytest.approx(expected)
 
@@ -53,7 +55,9 @@ def test_dkd_is_zero_when_softmaxes_agree():
 
 
 def test_with_two_classes_there_is_nothing_beside_the_target():
-    assert torch.equal(dkd_per_sample(STUDENT[:, :2], TEACHER[:, :2], LABELS % 2)[1], torch.zeros(5, dtype=torch.float64))
+    assert torch.equal(
+        dkd_per_sample(STUDENT[:, :2], TEACHER[:, :2], LABELS % 2)[1], torch.zeros(5, dtype=torch.float64)
+    )
 
 
 def test_gradient_reaches_the_student_only_and_is_exact():

@@ -71,7 +71,9 @@ def test_vid_gradient_of_the_variance_is_exact():
 
 
 def test_half_precision_features_are_compared_in_float32():
-    student = torch.full((1, 1, 1, 2), 400.0, dtype=torch.float16)  # the square of the difference is above float16's range
+    student = torch.full(
+        (1, 1, 1, 2), 400.0, dtype=torch.float16
+    )  # the square of the difference is above float16's range
     assert feature_mse(student, -student).item() == 640000.0
     assert vid_loss(student, torch.ones(1), -student).item() == 320000.0
 

@@ -25,7 +25,9 @@ def _slow(student, teacher, tau):
 def test_kd_of_two_classes_by_hand():
     # teacher at odds 3 : 1, student at 1 : 1, tau 2: 4 (3/4 log 3/2 + 1/4 log 1/2)
     teacher = torch.tensor([[2 * math.log(3), 0.0]])
-    assert kd_loss(torch.zeros(1, 2), teacher, 2.0).item() == pytest.approx(4 * (0.75 * math.log(1.5) + 0.25 * math.log(0.5)), rel=1e-6)
+    assert kd_loss(torch.zeros(1, 2), teacher, 2.0).item() == pytest.approx(
+        4 * (0.75 * math.log(1.5) + 0.25 * math.log(0.5)), rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("tau", [1.0, 4.0, 0.5])
@@ -34,7 +36,9 @@ def test_kd_from_its_equation(tau):
 
 
 def test_kd_is_zero_when_softmaxes_agree_and_positive_elsewhere():
-    assert kd_loss(TEACHER + 3.0, TEACHER).item() == pytest.approx(0, abs=1e-12)  # a shift of all logits changes nothing
+    assert kd_loss(TEACHER + 3.0, TEACHER).item() == pytest.approx(
+        0, abs=1e-12
+    )  # a shift of all logits changes nothing
     assert (kd_per_sample(STUDENT, TEACHER) > 0).all()
 
 
@@ -65,7 +69,9 @@ def test_kd_at_logits_of_ten_thousand_is_finite_in_every_precision(dtype):
 
 def test_half_precision_kd_is_that_of_the_rounded_logits():
     rounded_s, rounded_t = STUDENT.half(), TEACHER.half()
-    assert kd_loss(rounded_s, rounded_t).item() == pytest.approx(kd_loss(rounded_s.double(), rounded_t.double()).item(), rel=1e-5)
+    assert kd_loss(rounded_s, rounded_t).item() == pytest.approx(
+        kd_loss(rounded_s.double(), rounded_t.double()).item(), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.inf, math.nan])

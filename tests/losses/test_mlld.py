@@ -54,12 +54,18 @@ def test_mlld_masks_samples_and_classes_and_uses_both_views(standardized):
     z = standardize if standardized else (lambda x: x)
     kd = of_classes = of_batch = 0.0
     for tau in TEMPERATURES:
-        kd += (kd_per_sample(z(WEAK_S), z(WEAK_T), tau) * samples).mean().item() + kd_per_sample(z(STRONG_S), z(STRONG_T), tau).mean().item()
+        kd += (kd_per_sample(z(WEAK_S), z(WEAK_T), tau) * samples).mean().item() + kd_per_sample(
+            z(STRONG_S), z(STRONG_T), tau
+        ).mean().item()
         weak, strong = (torch.tensor(_relations(*pair, tau, True)) for pair in ((WEAK_S, WEAK_T), (STRONG_S, STRONG_T)))
         of_classes += (weak * classes + strong).mean().item()
-        weak, strong = (torch.tensor(_relations(*pair, tau, False)) for pair in ((WEAK_S, WEAK_T), (STRONG_S, STRONG_T)))
+        weak, strong = (
+            torch.tensor(_relations(*pair, tau, False)) for pair in ((WEAK_S, WEAK_T), (STRONG_S, STRONG_T))
+        )
         of_batch += (weak * samples + strong).mean().item()
-    assert [term.item() for term in mlld_loss(*LOGITS, TEMPERATURES, standardized)] == pytest.approx([kd, of_classes, of_batch], rel=1e-6)
+    assert [term.item() for term in mlld_loss(*LOGITS, TEMPERATURES, standardized)] == pytest.approx(
+        [kd, of_classes, of_batch], rel=1e-6
+    )
 
 
 def test_released_masks_only_rescale_and_two_strong_terms_see_the_weak_view():
@@ -69,8 +75,12 @@ def test_released_masks_only_rescale_and_two_strong_terms_see_the_weak_view():
     strong = [kd_per_sample(STRONG_S, STRONG_T, tau).mean().item() for tau in TEMPERATURES]
     kd, of_classes, of_batch = mlld_loss_released(*LOGITS)
     assert kd.item() == pytest.approx(samples * sum(weak) + sum(strong[:3]) + sum(weak[3:]))
-    assert of_classes.item() == pytest.approx(classes * sum(sum(_relations(WEAK_S, WEAK_T, tau, True)) / K for tau in TEMPERATURES))
-    assert of_batch.item() == pytest.approx(samples * sum(sum(_relations(WEAK_S, WEAK_T, tau, False)) / B for tau in TEMPERATURES))
+    assert of_classes.item() == pytest.approx(
+        classes * sum(sum(_relations(WEAK_S, WEAK_T, tau, True)) / K for tau in TEMPERATURES)
+    )
+    assert of_batch.item() == pytest.approx(
+        samples * sum(sum(_relations(WEAK_S, WEAK_T, tau, False)) / B for tau in TEMPERATURES)
+    )
 
 
 @BOTH
@@ -80,7 +90,9 @@ def test_zero_at_agreement_and_gradient_to_the_student_only(loss, standardized):
     leaves = [z.clone().requires_grad_() for z in LOGITS]
     sum(loss(*leaves, standardize_logits=standardized)).backward()
     assert all(z.grad.abs().sum() > 0 for z in leaves[:2]) and all(z.grad is None for z in leaves[2:])
-    assert torch.autograd.gradcheck(lambda weak, strong: sum(loss(weak, strong, WEAK_T, STRONG_T, standardize_logits=standardized)), leaves[:2])
+    assert torch.autograd.gradcheck(
+        lambda weak, strong: sum(loss(weak, strong, WEAK_T, STRONG_T, standardize_logits=standardized)), leaves[:2]
+    )
 
 
 @BOTH

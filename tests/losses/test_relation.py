@@ -16,7 +16,12 @@ def _slow(new, old, unlabelled, tau, T, with_entropy):
     """Sample by sample from the equation."""
     V, heads, _, _ = new.shape
     chosen = [b for b in range(new.shape[2]) if unlabelled[b]]
-    gates = {(v, h, b): (new[v, h, b] / (tau * T)).softmax(0)[:4].sum() for v in range(V) for h in range(heads) for b in chosen}
+    gates = {
+        (v, h, b): (new[v, h, b] / (tau * T)).softmax(0)[:4].sum()
+        for v in range(V)
+        for h in range(heads)
+        for b in chosen
+    }
     mean = sum(gates.values()) / len(gates)
     result = torch.zeros(heads, dtype=new.dtype)
     for (v, h, b), gate in gates.items():
@@ -32,7 +37,9 @@ def test_relation_from_its_equation():
 
 
 def test_released_relation_from_its_equation():
-    assert torch.allclose(relation_loss_released(NEW, OLD, UNLABELLED, 0.2, 3.0), _slow(NEW, OLD, UNLABELLED, 0.2, 3.0, False))
+    assert torch.allclose(
+        relation_loss_released(NEW, OLD, UNLABELLED, 0.2, 3.0), _slow(NEW, OLD, UNLABELLED, 0.2, 3.0, False)
+    )
 
 
 def test_relation_is_zero_where_the_known_classes_agree_and_the_released_one_is_not():
@@ -124,14 +131,17 @@ def test_swapped_prediction_gradients_reach_only_the_logits():
     assert targets.grad is None
 
 
-@pytest.mark.parametrize("call", [
-    lambda: relation_loss(NEW[..., :4], OLD, UNLABELLED),
-    lambda: relation_loss(NEW, OLD[:1], UNLABELLED),
-    lambda: relation_loss(NEW, OLD, UNLABELLED, temperature=0.0),
-    lambda: swapped_prediction(LOGITS[:1], TARGETS, 1),
-    lambda: swapped_prediction(LOGITS, TARGETS, 3),
-    lambda: swapped_prediction(LOGITS, TARGETS, temperature=0.0),
-])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: relation_loss(NEW[..., :4], OLD, UNLABELLED),
+        lambda: relation_loss(NEW, OLD[:1], UNLABELLED),
+        lambda: relation_loss(NEW, OLD, UNLABELLED, temperature=0.0),
+        lambda: swapped_prediction(LOGITS[:1], TARGETS, 1),
+        lambda: swapped_prediction(LOGITS, TARGETS, 3),
+        lambda: swapped_prediction(LOGITS, TARGETS, temperature=0.0),
+    ],
+)
 def test_layouts_and_settings_that_do_not_fit_are_refused(call):
     with pytest.raises(InputError):
         call()

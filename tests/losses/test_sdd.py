@@ -48,7 +48,9 @@ def test_scales_give_the_sum_of_their_squares(scales, regions):
 def test_coarse_scales_come_from_the_grid_not_from_the_map():
     feature_map = torch.randn(1, 2, 7, 7, generator=GENERATOR)
     cells = [(0, 2), (1, 4), (3, 6), (5, 7)]  # the overlapping bins of 7 pixels
-    grid = torch.stack([torch.stack([feature_map[0, :, a:b, c:d].mean((1, 2)) for c, d in cells], 1) for a, b in cells], 1)
+    grid = torch.stack(
+        [torch.stack([feature_map[0, :, a:b, c:d].mean((1, 2)) for c, d in cells], 1) for a, b in cells], 1
+    )
     pooled = multiscale_pool(feature_map, [1, 2, 4])[0]
     assert torch.allclose(pooled[:, 0], grid.mean((1, 2)), atol=1e-6)
     assert torch.allclose(pooled[:, 4], grid[:, 2:, 2:].mean((1, 2)), atol=1e-6)
@@ -66,7 +68,9 @@ def test_region_zero_is_the_ordinary_logit_where_four_divides_the_map():
     logits = region_logits(feature_map, head.weight, head.bias, [1, 2])
     assert torch.allclose(logits[:, :, 0], head(feature_map.mean((2, 3))), atol=1e-6)
     assert torch.allclose(logits[:, :, 2], head(feature_map[:, :, :4, 4:].mean((2, 3))), atol=1e-6)
-    assert torch.allclose(region_logits(feature_map, head.weight, None, [1]) + head.bias[:, None], logits[:, :, :1], atol=1e-6)
+    assert torch.allclose(
+        region_logits(feature_map, head.weight, None, [1]) + head.bias[:, None], logits[:, :, :1], atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("scales", [[], [3], [2, 1], [1, 1], [8], [0]])
@@ -95,10 +99,13 @@ def _weights(w):
 def test_sdd_kd_from_its_equation(standardized):
     z = standardize if standardized else (lambda x: x)
     rows = [
-        [w * kd_loss(z(STUDENT[b : b + 1, :, m]), z(TEACHER[b : b + 1, :, m]), 3.0) for m, w in enumerate(row)] for b, row in enumerate(_weights(2.5))
+        [w * kd_loss(z(STUDENT[b : b + 1, :, m]), z(TEACHER[b : b + 1, :, m]), 3.0) for m, w in enumerate(row)]
+        for b, row in enumerate(_weights(2.5))
     ]
     expected = sum(map(sum, rows)) / (B * M)
-    assert sdd_kd_loss(STUDENT, TEACHER, LABELS, 3.0, 2.5, standardized).item() == pytest.approx(expected.item(), rel=1e-12)
+    assert sdd_kd_loss(STUDENT, TEACHER, LABELS, 3.0, 2.5, standardized).item() == pytest.approx(
+        expected.item(), rel=1e-12
+    )
 
 
 @pytest.mark.parametrize("standardized", [False, True])
@@ -143,10 +150,14 @@ def test_released_dkd_fusion_sums_over_rows_unless_there_is_one_region():
     assert sdd_dkd_lskd_loss_released(STUDENT, TEACHER, LABELS).item() == pytest.approx(B * M * mean.item())
     student, teacher = STUDENT[:, :, :1], TEACHER[:, :, :1]
     tckd, nckd = dkd_per_sample(standardize(student[:, :, 0]), standardize(teacher[:, :, 0]), LABELS, 2.0)
-    assert sdd_dkd_lskd_loss_released(student, teacher, LABELS).item() == pytest.approx((9 * tckd + 72 * nckd).mean().item())
+    assert sdd_dkd_lskd_loss_released(student, teacher, LABELS).item() == pytest.approx(
+        (9 * tckd + 72 * nckd).mean().item()
+    )
 
 
-ALL = pytest.mark.parametrize("loss", [sdd_kd_loss, sdd_dkd_loss, sdd_kd_lskd_loss_released, sdd_dkd_lskd_loss_released])
+ALL = pytest.mark.parametrize(
+    "loss", [sdd_kd_loss, sdd_dkd_loss, sdd_kd_lskd_loss_released, sdd_dkd_lskd_loss_released]
+)
 
 
 @ALL

@@ -24,13 +24,16 @@ P = torch.tensor([0.1, 0.5, 0.05, 0.3, 0.05])
 MODES = ["ori", "hard", "smoothing", "marginal_smoothing_k2", "marginal_renorm_k2"]
 
 
-@pytest.mark.parametrize("mode, expected", [
-    ("ori", [0.1, 0.5, 0.05, 0.3, 0.05]),
-    ("hard", [0.0, 1, 0, 0, 0]),
-    ("smoothing", [0.125, 0.5, 0.125, 0.125, 0.125]),
-    ("marginal_smoothing_k2", [0.2 / 3, 0.5, 0.2 / 3, 0.3, 0.2 / 3]),
-    ("marginal_renorm_k2", [0, 0.625, 0, 0.375, 0]),
-])
+@pytest.mark.parametrize(
+    "mode, expected",
+    [
+        ("ori", [0.1, 0.5, 0.05, 0.3, 0.05]),
+        ("hard", [0.0, 1, 0, 0, 0]),
+        ("smoothing", [0.125, 0.5, 0.125, 0.125, 0.125]),
+        ("marginal_smoothing_k2", [0.2 / 3, 0.5, 0.2 / 3, 0.3, 0.2 / 3]),
+        ("marginal_renorm_k2", [0, 0.625, 0, 0.375, 0]),
+    ],
+)
 def test_what_comes_back_by_hand(mode, expected):
     assert torch.allclose(restore_labels(compress_labels(P, mode), mode, 5), torch.tensor(expected))
 
@@ -47,7 +50,11 @@ def test_restored_rows_sum_to_one_for_any_leading_dimensions_and_storage_type(mo
     indices, values = compress_labels(probs, mode)
     restored = restore_labels(CompressedLabels(indices, None if values is None else values.to(stored)), mode, 4000)
     assert restored.shape == (2, 3, 4000) and restored.dtype in (torch.float32, torch.float64)
-    assert torch.allclose(restored.sum(-1), torch.ones(2, 3, dtype=restored.dtype), atol=2e-2 if stored == torch.float16 and mode == "ori" else 1e-4)
+    assert torch.allclose(
+        restored.sum(-1),
+        torch.ones(2, 3, dtype=restored.dtype),
+        atol=2e-2 if stored == torch.float16 and mode == "ori" else 1e-4,
+    )
     assert torch.equal(restored.argmax(-1), probs.argmax(-1))
 
 
@@ -84,7 +91,9 @@ def test_soft_cross_entropy_by_hand():
     z = torch.tensor([[math.log(3), 0.0]], dtype=torch.float64)
     targets = torch.tensor([[0.5, 0.5]], dtype=torch.float64)
     assert soft_cross_entropy(z, targets).item() == pytest.approx(-0.5 * math.log(3 / 16), rel=1e-12)
-    assert soft_cross_entropy(2 * z, targets, temperature=2.0).item() == pytest.approx(-0.5 * math.log(3 / 16), rel=1e-12)
+    assert soft_cross_entropy(2 * z, targets, temperature=2.0).item() == pytest.approx(
+        -0.5 * math.log(3 / 16), rel=1e-12
+    )
 
 
 def test_soft_cross_entropy_of_one_hot_targets_is_cross_entropy():
@@ -127,7 +136,9 @@ def test_partition_covers_all_confidences_in_order():
     assert ferkd_partition(confidence, 0.2, 0.5, 0.9).tolist() == expected
 
 
-@pytest.mark.parametrize("thresholds", [(0.5, 0.2, 0.9), (0.2, 0.2, 0.9), (0.2, 0.5, 1.1), (-0.1, 0.5, 0.9), (float("nan"), 0.5, 0.9)])
+@pytest.mark.parametrize(
+    "thresholds", [(0.5, 0.2, 0.9), (0.2, 0.2, 0.9), (0.2, 0.5, 1.1), (-0.1, 0.5, 0.9), (float("nan"), 0.5, 0.9)]
+)
 def test_thresholds_out_of_order_are_refused(thresholds):
     with pytest.raises(InputError, match="low < middle < top"):
         ferkd_partition(torch.tensor([0.5]), *thresholds)
@@ -149,7 +160,9 @@ def test_confidence_can_be_that_of_the_true_class():
 
 
 def _crops():
-    crops = torch.arange(3.0).view(1, 3, 1, 1, 1).expand(2, 3, 1, 4, 4).clone()  # crop j of every image is filled with j
+    crops = (
+        torch.arange(3.0).view(1, 3, 1, 1, 1).expand(2, 3, 1, 4, 4).clone()
+    )  # crop j of every image is filled with j
     crops[1] += 10
     return crops, F.one_hot(torch.arange(3), 3).float().expand(2, 3, 3)
 

@@ -8,7 +8,9 @@ LOGITS = torch.randn(4, 6, generator=torch.Generator().manual_seed(0), dtype=tor
 
 
 def test_three_logits_by_hand():
-    assert torch.allclose(standardize(torch.tensor([[1.0, 2.0, 3.0]])), torch.tensor([[-1.0, 0.0, 1.0]]), atol=1e-6)  # divisor K - 1 = 2
+    assert torch.allclose(
+        standardize(torch.tensor([[1.0, 2.0, 3.0]])), torch.tensor([[-1.0, 0.0, 1.0]]), atol=1e-6
+    )  # divisor K - 1 = 2
 
 
 def test_rows_have_mean_zero_and_sample_deviation_one():

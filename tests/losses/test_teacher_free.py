@@ -56,7 +56,9 @@ def test_self_distillation_from_its_equation():
 def test_released_self_distillation_divides_by_the_number_of_classes():
     z, t, y = _random(K=7)
     assert torch.allclose(teacher_free.tf_kd_self_released(z, t, y, multiplier=7.0), teacher_free.tf_kd_self(z, t, y))
-    assert not torch.allclose(teacher_free.tf_kd_self_released(z, t, y, multiplier=1.0), teacher_free.tf_kd_self(z, t, y))
+    assert not torch.allclose(
+        teacher_free.tf_kd_self_released(z, t, y, multiplier=1.0), teacher_free.tf_kd_self(z, t, y)
+    )
 
 
 def test_virtual_teacher_term_is_zero_at_the_virtual_distribution():
@@ -117,15 +119,18 @@ def test_huge_logits_stay_finite(loss, dtype):
     assert value.isfinite() and z.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("call", [
-    lambda: teacher_free.lsr(Z, Y, 1.5),
-    lambda: teacher_free.lsr_released(Z, Y, 1.0),
-    lambda: teacher_free.tf_kd_self(Z, Z, Y, temperature=0.0),
-    lambda: teacher_free.tf_kd_self(Z, Z, Y, kd_weight=1.1),
-    lambda: teacher_free.tf_kd_reg(Z, Y, correct_prob=1.0),
-    lambda: teacher_free.tf_kd_reg_released(Z, Y, temperature=-1.0),
-    lambda: teacher_free.virtual_teacher(Y, 1),
-])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: teacher_free.lsr(Z, Y, 1.5),
+        lambda: teacher_free.lsr_released(Z, Y, 1.0),
+        lambda: teacher_free.tf_kd_self(Z, Z, Y, temperature=0.0),
+        lambda: teacher_free.tf_kd_self(Z, Z, Y, kd_weight=1.1),
+        lambda: teacher_free.tf_kd_reg(Z, Y, correct_prob=1.0),
+        lambda: teacher_free.tf_kd_reg_released(Z, Y, temperature=-1.0),
+        lambda: teacher_free.virtual_teacher(Y, 1),
+    ],
+)
 def test_bad_settings_are_refused(call):
     with pytest.raises(InputError):
         call()

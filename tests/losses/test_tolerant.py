@@ -39,7 +39,10 @@ def test_generation_divergence_is_at_temperature_one():
 
 
 def test_gradients_are_those_of_the_value():
-    z, y = torch.randn(3, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64).requires_grad_(), torch.tensor([0, 5, 2])
+    z, y = (
+        torch.randn(3, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64).requires_grad_(),
+        torch.tensor([0, 5, 2]),
+    )
     assert torch.autograd.gradcheck(lambda logits: patriarch_loss(logits, y), z)
     teacher = z.detach().flip(0)
     assert torch.autograd.gradcheck(lambda logits: generation_loss(logits, teacher, y), z)

@@ -48,7 +48,9 @@ def test_unlike_networks_can_be_bound_and_trained(name, networks):
     assert all(parameter.grad is not None for parameter in method.parameters() if parameter.requires_grad)
 
 
-@pytest.mark.parametrize(("size_s", "size_t", "kernel", "stride"), [(8, 4, 3, 2), (4, 8, 4, 2), (8, 8, 1, 1), (7, 4, 4, 1), (6, 4, 3, 1)])
+@pytest.mark.parametrize(
+    ("size_s", "size_t", "kernel", "stride"), [(8, 4, 3, 2), (4, 8, 4, 2), (8, 8, 1, 1), (7, 4, 4, 1), (6, 4, 3, 1)]
+)
 def test_hint_regressor_reaches_the_teachers_size(size_s, size_t, kernel, stride):
     regressor = HintRegressor((3, size_s, size_s), (5, size_t, size_t))
     assert regressor.conv.kernel_size == (kernel, kernel) and regressor.conv.stride == (stride, stride)
@@ -106,7 +108,9 @@ def test_semckd_attention_is_a_share_of_teacher_layers_for_each_sample(pair):
 def test_semckd_gradient_reaches_the_student_through_the_attention_too(pair):
     method = build("semckd").bind(*pair, IMAGE, K, B)
     student, teacher = features(pair[0]), features(pair[1])
-    (gradient,) = torch.autograd.grad(method.adapter.attention(student.feats[1:], teacher.feats[1:])[:, :, 0].sum(), student.feats[3])
+    (gradient,) = torch.autograd.grad(
+        method.adapter.attention(student.feats[1:], teacher.feats[1:])[:, :, 0].sum(), student.feats[3]
+    )
     assert gradient.abs().sum() > 0
 
 
@@ -115,9 +119,13 @@ def test_semckd_distances_from_their_definition(pair):
     feats_s, feats_t = features(pair[0]).feats[1:], features(pair[1]).feats[1:]
     ours = adapter.distances(feats_s, feats_t)
     pooled = F.avg_pool2d(feats_s[0], 4)  # 32 x 32 to the 8 x 8 of the teacher's last
-    assert torch.allclose(ours[:, 0, 2], (adapter.projections[0][2](pooled) - feats_t[2]).square().mean((1, 2, 3)), rtol=1e-5)
+    assert torch.allclose(
+        ours[:, 0, 2], (adapter.projections[0][2](pooled) - feats_t[2]).square().mean((1, 2, 3)), rtol=1e-5
+    )
     pooled = F.avg_pool2d(feats_t[0], 4)
-    assert torch.allclose(ours[:, 2, 0], (adapter.projections[2][0](feats_s[2]) - pooled).square().mean((1, 2, 3)), rtol=1e-5)
+    assert torch.allclose(
+        ours[:, 2, 0], (adapter.projections[2][0](feats_s[2]) - pooled).square().mean((1, 2, 3)), rtol=1e-5
+    )
 
 
 def test_semckd_leaves_its_term_out_of_a_batch_of_another_size(pair):
@@ -147,7 +155,9 @@ def test_srrl_compares_in_the_teachers_space_and_through_its_classifier(pair):
     terms = method(student, teacher, LABELS, 1)
     mapped = method.connector(student.pooled[:, :, None, None])[:, :, 0, 0]
     assert terms["feature"].item() == pytest.approx((mapped - teacher.pooled).square().mean().item(), rel=1e-5)
-    assert terms["logit"].item() == pytest.approx(2 * (pair[1].head(mapped) - teacher.logits).square().mean().item(), rel=1e-5)
+    assert terms["logit"].item() == pytest.approx(
+        2 * (pair[1].head(mapped) - teacher.logits).square().mean().item(), rel=1e-5
+    )
     assert set(terms) == {"ce", "kd", "feature", "logit"}
 
 

@@ -6,7 +6,17 @@ import pytest
 import torch
 
 from kdnb.errors import InputError
-from kdnb.losses import ce_loss, dkd_per_sample, kd_loss, mlld_loss, mlld_loss_released, region_logits, sdd_dkd_loss, sdd_kd_loss, standardize
+from kdnb.losses import (
+    ce_loss,
+    dkd_per_sample,
+    kd_loss,
+    mlld_loss,
+    mlld_loss_released,
+    region_logits,
+    sdd_dkd_loss,
+    sdd_kd_loss,
+    standardize,
+)
 from kdnb.methods import build
 from kdnb.methods.base import warm_up
 from kdnb.models import build as build_model
@@ -33,7 +43,9 @@ def test_ce_needs_no_teacher():
 
 def test_kd_and_lskd_weigh_labels_and_soft_targets():
     ce = ce_loss(LOGITS_S, LABELS)
-    assert numbers(build("kd")(STUDENT, TEACHER, LABELS, 1)) == close({"ce": 0.1 * ce, "kd": 0.9 * kd_loss(LOGITS_S, LOGITS_T, 4.0)})
+    assert numbers(build("kd")(STUDENT, TEACHER, LABELS, 1)) == close(
+        {"ce": 0.1 * ce, "kd": 0.9 * kd_loss(LOGITS_S, LOGITS_T, 4.0)}
+    )
     z = kd_loss(standardize(LOGITS_S), standardize(LOGITS_T), 2.0)
     assert numbers(build("lskd")(STUDENT, TEACHER, LABELS, 1)) == close({"ce": 0.1 * ce, "kd": 9 * z})
 
@@ -58,7 +70,10 @@ def sdd(name, **hyper):
     method = build(name, **hyper)
     student, teacher = (SimpleNamespace(head=torch.nn.Linear(width, 5)) for width in (3, 4))
     method.attach(student, teacher, None, None, 6)
-    logits = [region_logits(m, net.head.weight, net.head.bias, method.scales) for m, net in ((MAP_S, student), (MAP_T, teacher))]
+    logits = [
+        region_logits(m, net.head.weight, net.head.bias, method.scales)
+        for m, net in ((MAP_S, student), (MAP_T, teacher))
+    ]
     return method, student, teacher, logits
 
 
@@ -70,23 +85,32 @@ def test_sdd_applies_both_heads_to_all_regions_of_both_maps():
 
 def test_sdd_dkd_and_its_fusion_warm_up():
     method, _, _, logits = sdd("sdd_dkd")
-    assert method(STUDENT, TEACHER, LABELS, 5)["sdd"].item() == pytest.approx(0.25 * sdd_dkd_loss(*logits, LABELS).item(), rel=1e-5)
+    assert method(STUDENT, TEACHER, LABELS, 5)["sdd"].item() == pytest.approx(
+        0.25 * sdd_dkd_loss(*logits, LABELS).item(), rel=1e-5
+    )
     method, _, _, logits = sdd("sdd_dkd_lskd")
     fused = sdd_dkd_loss(*logits, LABELS, 9.0, 72.0, 2.0, standardize_logits=True)
     assert method(STUDENT, TEACHER, LABELS, 20)["sdd"].item() == pytest.approx(fused.item(), rel=1e-5)
 
 
 def test_released_fusions_are_other_numbers_than_the_sound_ones():
-    terms = {name: sdd(name)[0](STUDENT, TEACHER, LABELS, 20)["sdd"].item() for name in ("sdd_dkd_lskd", "sdd_dkd_lskd_released")}
+    terms = {
+        name: sdd(name)[0](STUDENT, TEACHER, LABELS, 20)["sdd"].item()
+        for name in ("sdd_dkd_lskd", "sdd_dkd_lskd_released")
+    }
     assert terms["sdd_dkd_lskd_released"] == pytest.approx(30 * terms["sdd_dkd_lskd"], rel=1e-5)  # 6 images, 5 regions
-    terms = [sdd(name)[0](STUDENT, TEACHER, LABELS, 1)["sdd"].item() for name in ("sdd_kd_lskd", "sdd_kd_lskd_released")]
+    terms = [
+        sdd(name)[0](STUDENT, TEACHER, LABELS, 1)["sdd"].item() for name in ("sdd_kd_lskd", "sdd_kd_lskd_released")
+    ]
     assert terms[0] != pytest.approx(terms[1], rel=1e-2)
 
 
 def test_sdd_at_scale_one_is_plain_kd_on_the_ordinary_logits():
     method, *_ = sdd("sdd_kd", scales=[1])
     assert not method.needs_features
-    assert method(STUDENT, TEACHER, LABELS, 1)["sdd"].item() == pytest.approx(0.9 * kd_loss(LOGITS_S, LOGITS_T).item(), rel=1e-6)
+    assert method(STUDENT, TEACHER, LABELS, 1)["sdd"].item() == pytest.approx(
+        0.9 * kd_loss(LOGITS_S, LOGITS_T).item(), rel=1e-6
+    )
 
 
 def test_sdd_trains_the_students_head_and_not_the_teachers():
@@ -115,12 +139,15 @@ def test_a_network_without_a_linear_head_is_refused():
         build("sdd_kd").attach(network, foreign, None, None, 4)
 
 
-@pytest.mark.parametrize(("name", "loss", "standardized", "base", "kd_weight"), [
-    ("mlld", mlld_loss, False, 4.0, 0.9),
-    ("mlld_released", mlld_loss_released, False, 4.0, 0.9),
-    ("mlld_lskd", mlld_loss, True, 2.0, 9.0),
-    ("mlld_lskd_released", mlld_loss_released, True, 2.0, 9.0),
-])
+@pytest.mark.parametrize(
+    ("name", "loss", "standardized", "base", "kd_weight"),
+    [
+        ("mlld", mlld_loss, False, 4.0, 0.9),
+        ("mlld_released", mlld_loss_released, False, 4.0, 0.9),
+        ("mlld_lskd", mlld_loss, True, 2.0, 9.0),
+        ("mlld_lskd_released", mlld_loss_released, True, 2.0, 9.0),
+    ],
+)
 def test_mlld_weighs_all_three_levels_alike_and_both_views_in_cross_entropy(name, loss, standardized, base, kd_weight):
     strong_s, strong_t = STUDENT._replace(logits=STRONG_S), TEACHER._replace(logits=STRONG_T)
     kd, of_classes, of_batch = loss(LOGITS_S, STRONG_S, LOGITS_T, STRONG_T, (base, 3, 5, 2, 6), standardized)

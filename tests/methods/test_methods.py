@@ -40,7 +40,9 @@ def setup(name, dtype=torch.float32, **hyper):
 
 def batch(size=B, dtype=torch.float32):
     generator = torch.Generator().manual_seed(1)
-    return torch.rand(size, *IMAGE, generator=generator).mul(2).sub(1).to(dtype), torch.randint(K, (size,), generator=generator)
+    return torch.rand(size, *IMAGE, generator=generator).mul(2).sub(1).to(dtype), torch.randint(
+        K, (size,), generator=generator
+    )
 
 
 def terms_of(method, student, teacher, images, labels, epoch=1):
@@ -120,7 +122,9 @@ def test_needs_features_tells_the_truth(name):
     method, student, teacher = setup(name)
     images, labels = batch()
     features = views(method, teacher, images)
-    bare = [view._replace(feats=[], final_map=None) for view in ([features] if isinstance(features, Features) else features)]
+    bare = [
+        view._replace(feats=[], final_map=None) for view in ([features] if isinstance(features, Features) else features)
+    ]
     # any error will do: what matters is that the maps are missed
     with pytest.raises(Exception) if method.needs_features else nullcontext():  # noqa: B017
         assert method(views(method, student, images), bare[0] if method.views == 1 else tuple(bare), labels, 1)
@@ -184,19 +188,38 @@ def test_an_unknown_method_or_hyper_parameter_names_the_nearest():
         build("kd", temprature=2.0)
 
 
-@pytest.mark.parametrize(("text", "expected"), [
-    ("kd", ("kd", {})), ("dkd beta:2 warmup:0", ("dkd", {"beta": 2, "warmup": 0})), ("sdd_kd scales:1", ("sdd_kd", {"scales": [1]})),
-    (" mlld  extra_temperatures:3,5.5 ", ("mlld", {"extra_temperatures": [3, 5.5]})),
-])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("kd", ("kd", {})),
+        ("dkd beta:2 warmup:0", ("dkd", {"beta": 2, "warmup": 0})),
+        ("sdd_kd scales:1", ("sdd_kd", {"scales": [1]})),
+        (" mlld  extra_temperatures:3,5.5 ", ("mlld", {"extra_temperatures": [3, 5.5]})),
+    ],
+)
 def test_a_line_of_a_parameter_file_is_a_method_with_hyper_parameters(text, expected):
     assert parse_method(text) == expected
     build(parse_method(text)[0], **parse_method(text)[1])
 
 
-@pytest.mark.parametrize("text", [
-    "", "kdd", "kd 2", "kd temperature", "kd temperature=2", "kd temperature:", "kd temperature:True", "kd temperature:print(1)",
-    "kd temperature:1,2", "kd temperature:1 temperature:2", "kd :2", "kd temperature:'4'", "kd temperature:" + "(" * 500,
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "kdd",
+        "kd 2",
+        "kd temperature",
+        "kd temperature=2",
+        "kd temperature:",
+        "kd temperature:True",
+        "kd temperature:print(1)",
+        "kd temperature:1,2",
+        "kd temperature:1 temperature:2",
+        "kd :2",
+        "kd temperature:'4'",
+        "kd temperature:" + "(" * 500,
+    ],
+)
 def test_a_line_of_another_form_is_refused(text):
     with pytest.raises(InputError):
         build(parse_method(text)[0], **parse_method(text)[1])

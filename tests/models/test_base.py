@@ -28,7 +28,10 @@ def test_models_without_mean_and_std_take_images_as_they_are():
     assert isinstance(build("resnet8w4", 10).normalize, nn.Identity)
 
 
-@pytest.mark.parametrize(("name", "linear_std"), [("resnet8x4", None), ("wrn_16_2", None), ("vgg8", 0.01), ("mobilenetv2", 0.01), ("resnet18", None)])
+@pytest.mark.parametrize(
+    ("name", "linear_std"),
+    [("resnet8x4", None), ("wrn_16_2", None), ("vgg8", 0.01), ("mobilenetv2", 0.01), ("resnet18", None)],
+)
 def test_convolutions_and_heads_start_as_the_sources_say(name, linear_std):
     torch.manual_seed(0)
     model = build(name, 100)
@@ -49,7 +52,9 @@ def test_convolutions_and_heads_start_as_the_sources_say(name, linear_std):
 def test_networks_without_an_own_rule_keep_the_uniform_default(name):
     torch.manual_seed(0)
     weight = build(name, 100).state_dict()
-    key = {"shufflenetv1": "layer3.3.conv1.weight", "shufflenetv2": "conv2.weight", "mobilenetv1": "model.12.3.weight"}[name]
+    key = {"shufflenetv1": "layer3.3.conv1.weight", "shufflenetv2": "conv2.weight", "mobilenetv1": "model.12.3.weight"}[
+        name
+    ]
     bound = 1 / math.sqrt(math.prod(weight[key].shape[1:]))
     assert 0.99 * bound < weight[key].abs().max() <= bound
 

@@ -79,9 +79,13 @@ def test_split_unit_passes_one_half_and_shuffles_both():
 
 def test_down_unit_halves_the_resolution_and_activates_both_branches():
     block, x = drawn(DownUnit(4, 10)), input_of(4)
-    left = block.bn2(F.conv2d(block.bn1(F.conv2d(x, block.conv1.weight, stride=2, padding=1, groups=4)), block.conv2.weight))
+    left = block.bn2(
+        F.conv2d(block.bn1(F.conv2d(x, block.conv1.weight, stride=2, padding=1, groups=4)), block.conv2.weight)
+    )
     right = block.bn3(F.conv2d(x, block.conv3.weight)).relu()
-    right = block.bn5(F.conv2d(block.bn4(F.conv2d(right, block.conv4.weight, stride=2, padding=1, groups=5)), block.conv5.weight))
+    right = block.bn5(
+        F.conv2d(block.bn4(F.conv2d(right, block.conv4.weight, stride=2, padding=1, groups=5)), block.conv5.weight)
+    )
     torch.testing.assert_close(block(x), shuffled(torch.cat([left, right], 1).relu(), 2))
 
 

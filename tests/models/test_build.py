@@ -65,7 +65,10 @@ def test_the_plain_name_is_the_small_image_stem_and_the_original_one_has_its_own
         ({"name": "resnet8", "num_classes": 10, "mean": (0.5, 0.5, 0.5)}, "both mean and std"),
         ({"name": "resnet8", "num_classes": 10, "mean": (0.5,), "std": (0.5,)}, "each of the 3 channels, got 1"),
         ({"name": "resnet8", "num_classes": 10, "in_channels": 1, "mean": (0.5,), "std": (0.0,)}, "std must be > 0"),
-        ({"name": "resnet8", "num_classes": 10, "in_channels": 1, "mean": (0.5,), "std": (0.5, 0.5)}, "mean has 1 channels but std has 2"),
+        (
+            {"name": "resnet8", "num_classes": 10, "in_channels": 1, "mean": (0.5,), "std": (0.5, 0.5)},
+            "mean has 1 channels but std has 2",
+        ),
         ({"name": "resnet8", "num_classes": 10, "depth": 10}, r"6n \+ 2.*got 10"),
         ({"name": "resnet18", "num_classes": 10, "depth": 20}, "unknown ResNet depth '20'"),
         ({"name": "resnet18", "num_classes": 10, "stem": "cifr"}, "did you mean 'cifar'"),

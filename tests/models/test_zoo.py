@@ -62,7 +62,7 @@ def test_every_name_builds_what_the_references_measured(name):
     assert reference["entries"] in (None, len(model.state_dict()))
     assert reference["pooled"] in (None, *shapes.pooled)
     feats = reference["feats"] or []
-    assert [list(shape) for shape in shapes.feats][len(shapes.feats) - len(feats):] == feats
+    assert [list(shape) for shape in shapes.feats][len(shapes.feats) - len(feats) :] == feats
 
 
 def test_the_class_count_changes_only_the_head():
@@ -73,7 +73,9 @@ def test_the_class_count_changes_only_the_head():
     assert counts[200] - counts[100] == 100 * 513
 
 
-@pytest.mark.parametrize("name", ["resnet8x4", "wrn_16_2", "vgg8", "mobilenetv2", "shufflenetv1", "shufflenetv2_1_5", "resnet50_imagenet"])
+@pytest.mark.parametrize(
+    "name", ["resnet8x4", "wrn_16_2", "vgg8", "mobilenetv2", "shufflenetv1", "shufflenetv2_1_5", "resnet50_imagenet"]
+)
 def test_multiply_accumulates_equal_those_measured_on_the_references(name):
     reference = REFERENCE[name]
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
@@ -95,7 +97,9 @@ def test_logits_equal_recorded_ones_for_drawn_weights(name):
     x = torch.from_numpy(np.random.RandomState(11 + 999).standard_normal((2, 3, 32, 32)))
     with torch.no_grad():
         logits = model(x)[:, :3].flatten()
-    torch.testing.assert_close(logits, torch.tensor(FIXTURE["forward"][name], dtype=torch.float64), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        logits, torch.tensor(FIXTURE["forward"][name], dtype=torch.float64), rtol=1e-9, atol=1e-12
+    )
 
 
 @family
@@ -138,7 +142,11 @@ def test_gradient_reaches_every_parameter_and_the_image(name):
     torch.manual_seed(2)
     model(x).pow(2).sum().backward()
     assert x.grad.abs().sum() > 0
-    assert [key for key, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.isfinite().all()] == []
+    assert [
+        key
+        for key, parameter in model.named_parameters()
+        if parameter.grad is None or not parameter.grad.isfinite().all()
+    ] == []
 
 
 @family
@@ -163,7 +171,9 @@ def test_channels_last_gives_the_same_logits_and_gradients(name):
         torch.manual_seed(2)  # dropout, where there is any
         logits = model(x)
         logits.square().sum().backward()
-        results.append((logits.detach(), model.get_submodule(model.head_name).weight.grad, next(model.parameters()).grad))
+        results.append(
+            (logits.detach(), model.get_submodule(model.head_name).weight.grad, next(model.parameters()).grad)
+        )
     for contiguous, last in zip(*results, strict=True):
         torch.testing.assert_close(contiguous, last, rtol=1e-7, atol=1e-9)
 
@@ -178,7 +188,9 @@ def test_preactivations_become_the_taps_after_a_relu(name):
         return  # their taps carry no ReLU; see test_wrn
     for tap, value in zip(feats, before, strict=True):
         assert tap.min() >= 0
-        torch.testing.assert_close(tap.sort(dim=1).values, value.relu().sort(dim=1).values)  # ShuffleNetV2 shuffles channels after it
+        torch.testing.assert_close(
+            tap.sort(dim=1).values, value.relu().sort(dim=1).values
+        )  # ShuffleNetV2 shuffles channels after it
 
 
 @family

@@ -52,9 +52,19 @@ class RecordedPrior:
 
 def _config(golden, bn: bool) -> GuidanceConfig:
     c = golden.meta["config"]
-    return GuidanceConfig(lambda_max=c["lambda_max"], eta=c["eta"], threshold=c["tau_ent"], sharpness=c["k_sigmoid"], xi=c["xi"],
-                          ce_weight=c["gamma"] if bn else 1.0, bn_weight=1.0 if bn else 0.0, ce_reduction="mean", variant="reference",
-                          straight_through=False, gate_floor=0.0)
+    return GuidanceConfig(
+        lambda_max=c["lambda_max"],
+        eta=c["eta"],
+        threshold=c["tau_ent"],
+        sharpness=c["k_sigmoid"],
+        xi=c["xi"],
+        ce_weight=c["gamma"] if bn else 1.0,
+        bn_weight=1.0 if bn else 0.0,
+        ce_reduction="mean",
+        variant="reference",
+        straight_through=False,
+        gate_floor=0.0,
+    )
 
 
 def cadr(golden) -> Iterator:
@@ -63,7 +73,12 @@ def cadr(golden) -> Iterator:
     c = golden.meta["config"]
     for case in golden.meta["cases"]:
         part = golden.under(case["key"] + ".")
-        x_t, eps, labels, alpha = part["x_t"] if "x_t" in part else None, part.get("eps"), part.get("labels"), alphas[case["t"]]
+        x_t, eps, labels, alpha = (
+            part["x_t"] if "x_t" in part else None,
+            part.get("eps"),
+            part.get("labels"),
+            alphas[case["t"]],
+        )
         if x_t is None:  # the twin case of the same inputs
             twin = golden.under(case["key"][:-1] + "a.")
             x_t, eps, labels = twin["x_t"], twin["eps"], twin["labels"]
@@ -79,16 +94,28 @@ def cadr(golden) -> Iterator:
         uncertainty = entropy(logits)
         loss = config.ce_weight * F.cross_entropy(logits, labels) + (bn if case["bn"] else 0.0)
         ours = {
-            "x0_hat_clamped": x0.clamp(-1, 1), "logits": logits, "entropy": uncertainty,
-            "gate": entropy_gate(uncertainty, c["lambda_max"], c["tau_ent"], c["k_sigmoid"]), "guidance_loss": loss, "grad": grad,
-            "grad_l2": grad.flatten(1).norm(dim=1), "x_l2": x_t.flatten(1).norm(dim=1), "g_rect": r,
+            "x0_hat_clamped": x0.clamp(-1, 1),
+            "logits": logits,
+            "entropy": uncertainty,
+            "gate": entropy_gate(uncertainty, c["lambda_max"], c["tau_ent"], c["k_sigmoid"]),
+            "guidance_loss": loss,
+            "grad": grad,
+            "grad_l2": grad.flatten(1).norm(dim=1),
+            "x_l2": x_t.flatten(1).norm(dim=1),
+            "g_rect": r,
             "rectified_noise_ref": rectify_noise(eps, r, alpha, "reference"),
-            "x_prev_ref": ddim_step(x_t, rectify_noise(eps, r, alpha, "reference"), alpha, alphas[case["t_prev"]], variant="reference"),
+            "x_prev_ref": ddim_step(
+                x_t, rectify_noise(eps, r, alpha, "reference"), alpha, alphas[case["t_prev"]], variant="reference"
+            ),
             "x_prev_corrected": ddim_step(x_t, rectify_noise(eps, r, alpha), alpha, alphas[case["t_prev"]]),
             "bn_loss_ref_output_mean_over_layers": bn,
         }
         yield f"{case['key']}.gate twice", gate, part["gate"]
-        yield f"{case['key']}.g_rect from parts", adaptive_rectification(grad, x_t, gate, c["eta"], c["xi"]), part["g_rect"]
+        yield (
+            f"{case['key']}.g_rect from parts",
+            adaptive_rectification(grad, x_t, gate, c["eta"], c["xi"]),
+            part["g_rect"],
+        )
         for name, reference in part.items():
             if name in ours:
                 yield f"{case['key']}.{name}", ours[name], reference
@@ -99,7 +126,15 @@ def cadr(golden) -> Iterator:
     yield "loop.timesteps", torch.tensor(timesteps(len(steps), len(alphas), "leading")), torch.tensor(steps)
     with Guidance(teacher, _config(golden, loop["bn"])) as guidance:
         x_T, labels = golden["loop.x_T"], golden["loop.labels"]
-        found = sample(prior, labels, x_T.shape[1:], guidance=guidance, num_steps=len(steps), initial_noise=x_T, batch_size=len(x_T))
+        found = sample(
+            prior,
+            labels,
+            x_T.shape[1:],
+            guidance=guidance,
+            num_steps=len(steps),
+            initial_noise=x_T,
+            batch_size=len(x_T),
+        )
     yield "loop.x_final", found.images, golden["loop.x_final_ref"]
 
 

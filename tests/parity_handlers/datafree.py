@@ -83,7 +83,9 @@ def dfkd_losses(golden):
 def _projection_head(golden):
     state = golden.under("head.")
     hidden, in_features = state["head.0.weight"].shape
-    head = contrastive.ProjectionHead(in_features, state["head.2.weight"].shape[0], hidden).to(state["head.0.weight"].dtype)
+    head = contrastive.ProjectionHead(in_features, state["head.2.weight"].shape[0], hidden).to(
+        state["head.0.weight"].dtype
+    )
     head.load_state_dict(state)
     return head
 
@@ -140,7 +142,11 @@ def fid(golden):
         real, fake = golden[f"{key}.real"], golden[f"{key}.fake"]
         yield f"{key}.fid", metrics.frechet_distance(real, fake), golden[f"{key}.fid"]
         if f"{key}.fid_reference_elementwise_sqrt" in golden:
-            yield f"{key}.released", metrics.frechet_distance_released(real, fake), golden[f"{key}.fid_reference_elementwise_sqrt"]
+            yield (
+                f"{key}.released",
+                metrics.frechet_distance_released(real, fake),
+                golden[f"{key}.fid_reference_elementwise_sqrt"],
+            )
 
 
 def _reusable_generator(states, config):
@@ -165,7 +171,11 @@ def rg_generator(golden):
         for part in parts:
             for key, value in golden.under(f"train.after_{part}").items():
                 yield f"train.after_{part}{key}", trained[f"{part}{key}"].clone(), value
-        yield "eval_after_one_train_forward.image", generator.eval().unit_images(z), golden["eval_after_one_train_forward.image"]
+        yield (
+            "eval_after_one_train_forward.image",
+            generator.eval().unit_images(z),
+            golden["eval_after_one_train_forward.image"],
+        )
         generator.train()
         for name in ("gan1", "gan2"):
             if f"train.{name}_out" in golden:
@@ -225,8 +235,16 @@ def gap(golden):
         delta = network.train()(x)
         yield "train.delta", delta, golden["train.delta"]
         yield "least_likely", teacher(x).argmin(dim=1), golden["least_likely"]
-        yield "train.delta_denormalised", delta * std.view(1, -1, 1, 1) + mean.view(1, -1, 1, 1), golden["train.delta_denormalised"]
-        yield "train.adversarial_clamped", hard_loss.perturb_released(network, x, mean, std), golden["train.adversarial_clamped"]
+        yield (
+            "train.delta_denormalised",
+            delta * std.view(1, -1, 1, 1) + mean.view(1, -1, 1, 1),
+            golden["train.delta_denormalised"],
+        )
+        yield (
+            "train.adversarial_clamped",
+            hard_loss.perturb_released(network, x, mean, std),
+            golden["train.adversarial_clamped"],
+        )
         key = f"linf_scaled_delta_mag{config['magnitude']}"
         yield key, hard_loss.bound_released(delta, mean, std, config["magnitude"]), golden[key]
     trainer = hard_loss.PerturbationTrainerReleased(network, teacher, mean, std, lr=config["lr"])
@@ -245,7 +263,9 @@ def cw_l2(golden):
         targeted = run.startswith("targeted")
         lr = config.get("high_lr", 2.0) if run.endswith("high_lr") else config["lr"]
         wanted = golden["target_labels"] if targeted else labels
-        adversarial = carlini_wagner_l2_released(teacher, images, wanted, targeted, config["c"], config["kappa"], lr, config["max_iter"])
+        adversarial = carlini_wagner_l2_released(
+            teacher, images, wanted, targeted, config["c"], config["kappa"], lr, config["max_iter"]
+        )
         yield f"{run}.adversarial", adversarial, golden[f"{run}.adversarial"]
         yield f"{run}.logits", teacher(adversarial), golden[f"{run}.logits"]
         yield f"{run}.l2", (adversarial - images).flatten(1).norm(dim=1), golden[f"{run}.l2"]
@@ -272,7 +292,9 @@ class FlipNet(nn.Module):
 def bfa(golden):
     model = FlipNet(golden.under("float."))
     recorded = golden.under("int_weight.")
-    quantization = Quantization(model, golden.meta["config"].get("bits", 8), [name for name in ("conv1", "conv2", "fc") if name in recorded])
+    quantization = Quantization(
+        model, golden.meta["config"].get("bits", 8), [name for name in ("conv1", "conv2", "fc") if name in recorded]
+    )
     for layer in quantization.layers:
         yield f"step_size.{layer.name}", layer.step, golden[f"step_size.{layer.name}"]
         yield f"int_weight.{layer.name}", layer.integers, recorded[layer.name]
@@ -287,7 +309,11 @@ def bfa(golden):
     for number, recorded_step in enumerate(golden.meta["steps"]):
         yield from _bit_flip_step(golden, search, number, recorded_step)
         losses.append([search.trail[-1].loss_before, search.trail[-1].loss_after])
-    yield "losses", torch.tensor(losses, dtype=torch.float64), golden["losses"].float()  # single precision inside: its tolerance
+    yield (
+        "losses",
+        torch.tensor(losses, dtype=torch.float64),
+        golden["losses"].float(),
+    )  # single precision inside: its tolerance
 
 
 def _bit_flip_step(golden, search, number, recorded):
@@ -295,7 +321,11 @@ def _bit_flip_step(golden, search, number, recorded):
     yield f"step{number}.layer", step.flips[0].layer == recorded["layer"], True
     yield f"step{number}.n_bits", len(step.flips), recorded["n_bits"]
     yield f"step{number}.bit_counter", search.num_flips, recorded["bit_counter"]
-    yield f"step{number}.flips", _merged(step.flips) == {flip["flat_index"]: _plain(flip) for flip in recorded["flips"]}, True
+    yield (
+        f"step{number}.flips",
+        _merged(step.flips) == {flip["flat_index"]: _plain(flip) for flip in recorded["flips"]},
+        True,
+    )
     for name, loss in recorded["layer_losses"].items():
         yield f"step{number}.layer_losses.{name}", torch.tensor(step.layer_losses[name]), torch.tensor(loss)
     for name, integers in golden.under(f"step{number}.int_weight.").items():

@@ -45,7 +45,11 @@ def fitnet(golden):
 def vid(golden):
     feat_s, feat_t = _leaf(golden, "feat_s"), golden["feat_t"]
     state, hyper = golden.under("w."), golden.hyper
-    channels = [state["regressor.0.weight"].shape[1], state["regressor.0.weight"].shape[0], state["regressor.4.weight"].shape[0]]
+    channels = [
+        state["regressor.0.weight"].shape[1],
+        state["regressor.0.weight"].shape[0],
+        state["regressor.4.weight"].shape[0],
+    ]
     regressor = VIDRegressor(*channels, hyper.get("init_pred_var", 5.0), hyper.get("eps", 1e-5)).double()
     _load(regressor, state, optional=("log_scale",))
     small_s, small_t = pool_to_smaller(feat_s, feat_t)
@@ -63,7 +67,7 @@ def vid(golden):
 
 def _numbered(golden, prefix):
     keys = [key for key in golden.tensors if re.fullmatch(prefix + r"\d+", key)]
-    return sorted(keys, key=lambda key: int(key[len(prefix):]))
+    return sorted(keys, key=lambda key: int(key[len(prefix) :]))
 
 
 def _semckd_key(key):
@@ -97,10 +101,20 @@ def srrl(golden):
     adapter = _load(connector(feat_s.shape[1], feat_t.shape[1]), golden.under("w.transfer."))
     mapped = adapter(feat_s[:, :, None, None]).flatten(1)
     logits = F.linear(mapped, golden["cls_weight"], golden["cls_bias"])
-    logits_t = golden["logits_teacher"] if "logits_teacher" in golden else F.linear(feat_t, golden["cls_weight"], golden["cls_bias"])
+    logits_t = (
+        golden["logits_teacher"]
+        if "logits_teacher" in golden
+        else F.linear(feat_t, golden["cls_weight"], golden["cls_bias"])
+    )
     of_features, of_logits = feature_mse(mapped, feat_t), feature_mse(logits, logits_t)
     loss = of_features + of_logits
-    values = {"trans_feat_s": mapped, "pred_feat_s": logits, "loss_feat": of_features, "loss_pred": of_logits, "loss": loss}
+    values = {
+        "trans_feat_s": mapped,
+        "pred_feat_s": logits,
+        "loss_feat": of_features,
+        "loss_pred": of_logits,
+        "loss": loss,
+    }
     yield from _present(golden, values | {"grad_feat_s": torch.autograd.grad(loss, feat_s)[0]})
 
 
@@ -122,7 +136,11 @@ def simkd(golden):
     feat_s, feat_t = _leaf(golden, "feat_s"), golden["feat_t"]
     small_s, small_t = pool_to_smaller(feat_s, feat_t)
     state = golden.under("w.") | {"head_weight": golden["cls_weight"], "head_bias": golden["cls_bias"]}
-    state |= {key.replace("running_mean", "num_batches_tracked"): torch.tensor(0) for key in state if key.endswith("running_mean")}
+    state |= {
+        key.replace("running_mean", "num_batches_tracked"): torch.tensor(0)
+        for key in state
+        if key.endswith("running_mean")
+    }
     method = SimKD().restore(state | {"size": torch.tensor(small_t.shape[2:])})
     method.eval()
     projected = method.project(feat_s)
@@ -135,4 +153,11 @@ def simkd(golden):
     yield from _present(golden, {f"after.{key}": value for key, value in method.state_dict().items()})
 
 
-HANDLERS = {"fitnet": fitnet, "vid": vid, "semckd": semckd, "srrl": srrl, "srrl_official": srrl_official, "simkd": simkd}
+HANDLERS = {
+    "fitnet": fitnet,
+    "vid": vid,
+    "semckd": semckd,
+    "srrl": srrl,
+    "srrl_official": srrl_official,
+    "simkd": simkd,
+}

@@ -107,7 +107,11 @@ def _z(golden):
 def kd_lskd(golden):
     student, teacher = _z(golden)
     loss = kd_loss(standardize(student), teacher, golden.hyper["base_temperature"])
-    values = {"loss": loss, "loss_weighted": golden.hyper["kd_weight"] * loss, "grad_logits_student": _grad(loss, student)[0]}
+    values = {
+        "loss": loss,
+        "loss_weighted": golden.hyper["kd_weight"] * loss,
+        "grad_logits_student": _grad(loss, student)[0],
+    }
     if "loss_ce" in golden:
         values["loss_ce"] = golden.hyper["ce_weight"] * ce_loss(student, golden["target"])
     yield from _present(golden, values)
@@ -154,7 +158,11 @@ def _regions(golden):
 
 
 def _sdd(golden, loss, student, labels):
-    values = {"loss": loss, "grad_patch_student": _grad(loss, student)[0], "group_code": sdd_groups(golden["patch_teacher"], labels)}
+    values = {
+        "loss": loss,
+        "grad_patch_student": _grad(loss, student)[0],
+        "group_code": sdd_groups(golden["patch_teacher"], labels),
+    }
     if "loss_weighted" in golden:
         values["loss_weighted"] = golden.hyper["kd_weight"] * loss
     yield from _present(golden, values)
@@ -162,7 +170,9 @@ def _sdd(golden, loss, student, labels):
 
 def sdd_kd(golden):
     student, teacher, labels = _regions(golden)
-    loss = sdd_kd_loss(student, teacher, labels, **_pick(golden, temperature="temperature", complementary_weight="beta_complementary"))
+    loss = sdd_kd_loss(
+        student, teacher, labels, **_pick(golden, temperature="temperature", complementary_weight="beta_complementary")
+    )
     yield from _sdd(golden, loss, student, labels)
 
 
@@ -203,14 +213,23 @@ def _mlld(golden, standardized):
     weak, strong, labels, hyper = views["student_weak"], views["student_strong"], golden["target"], golden.hyper
     temperatures = [hyper["temperature"], *hyper["fixed_temperatures"]]
     logits = (weak, strong, views["teacher_weak"], views["teacher_strong"])
-    kd, of_classes, of_batch = (hyper["kd_weight"] * term for term in mlld_loss_released(*logits, temperatures, standardized))
+    kd, of_classes, of_batch = (
+        hyper["kd_weight"] * term for term in mlld_loss_released(*logits, temperatures, standardized)
+    )
     ce = hyper["ce_weight"] * (ce_loss(weak, labels) + ce_loss(strong, labels))
     total = ce + kd + of_classes + of_batch
     gradients = _grad(total, weak, strong)
     samples, classes = confidence_masks(views["teacher_weak"])
     values = {
-        "loss_ce": ce, "loss_kd": kd, "loss_cc": of_classes, "loss_bc": of_batch, "loss_total": total,
-        "grad_student_weak": gradients[0], "grad_student_strong": gradients[1], "sample_mask": samples, "class_mask": classes,
+        "loss_ce": ce,
+        "loss_kd": kd,
+        "loss_cc": of_classes,
+        "loss_bc": of_batch,
+        "loss_total": total,
+        "grad_student_weak": gradients[0],
+        "grad_student_strong": gradients[1],
+        "sample_mask": samples,
+        "class_mask": classes,
     }
     yield from _present(golden, values)
     for key in sorted(golden.tensors):

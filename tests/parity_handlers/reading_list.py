@@ -24,19 +24,39 @@ def _loss_and_gradient(golden, loss_of):
 
 
 def lsr(golden):
-    yield from _loss_and_gradient(golden, lambda z: teacher_free.lsr_released(z, golden["target"], golden.hyper["alpha"]))
+    yield from _loss_and_gradient(
+        golden, lambda z: teacher_free.lsr_released(z, golden["target"], golden.hyper["alpha"])
+    )
 
 
 def tfkd_self(golden):
     hyper = golden.hyper  # without a multiplier the file is the released "normal" KD
-    yield from _loss_and_gradient(golden, lambda z: teacher_free.tf_kd_self_released(
-        z, golden["logits_teacher"], golden["target"], hyper["temperature"], hyper["alpha"], hyper.get("multiplier", 1.0)))
+    yield from _loss_and_gradient(
+        golden,
+        lambda z: teacher_free.tf_kd_self_released(
+            z,
+            golden["logits_teacher"],
+            golden["target"],
+            hyper["temperature"],
+            hyper["alpha"],
+            hyper.get("multiplier", 1.0),
+        ),
+    )
 
 
 def tfkd_reg(golden):
     hyper = golden.hyper
-    yield from _loss_and_gradient(golden, lambda z: teacher_free.tf_kd_reg_released(
-        z, golden["target"], hyper["reg_temperature"], hyper["reg_alpha"], hyper["correct_prob"], hyper["multiplier"]))
+    yield from _loss_and_gradient(
+        golden,
+        lambda z: teacher_free.tf_kd_reg_released(
+            z,
+            golden["target"],
+            hyper["reg_temperature"],
+            hyper["reg_alpha"],
+            hyper["correct_prob"],
+            hyper["multiplier"],
+        ),
+    )
 
 
 def tolerant_teacher(golden):
@@ -92,8 +112,9 @@ def sinkhorn_assignment(golden):
 
 def crkd_relation(golden):
     hyper, logits = golden.hyper, _leaf(golden["new_logits"])
-    per_head = relation.relation_loss_released(logits, golden["old_logits"], ~golden["labelled_mask"], hyper["temperature"],
-                                               hyper["kd_temperature"])
+    per_head = relation.relation_loss_released(
+        logits, golden["old_logits"], ~golden["labelled_mask"], hyper["temperature"], hyper["kd_temperature"]
+    )
     loss = hyper["alpha"] * per_head.mean()
     loss.backward()
     yield "loss_per_head", per_head, golden["loss_per_head"]
@@ -103,7 +124,9 @@ def crkd_relation(golden):
 
 def crkd_swapped(golden):
     logits = _leaf(golden["logits"])
-    per_head = relation.swapped_prediction(logits, golden["targets"], golden.hyper["num_large_crops"], golden.hyper["temperature"])
+    per_head = relation.swapped_prediction(
+        logits, golden["targets"], golden.hyper["num_large_crops"], golden.hyper["temperature"]
+    )
     loss = per_head.mean()
     loss.backward()
     yield "loss_per_head", per_head, golden["loss_per_head"]
@@ -133,7 +156,11 @@ def elbo_ppca(golden):
     model, x = bounds.PPCA(golden["W"], golden["mu"], variance), golden["x"]
     q = golden["q_mean"], golden["q_logvar"].exp().diag_embed()
     posterior_mean, posterior_covariance = bounds.ppca_posterior(x, model)
-    log_evidence, elbo, gap = bounds.ppca_log_evidence(x, model), bounds.ppca_elbo(x, model, *q), bounds.ppca_gap(x, model, *q)
+    log_evidence, elbo, gap = (
+        bounds.ppca_log_evidence(x, model),
+        bounds.ppca_elbo(x, model, *q),
+        bounds.ppca_gap(x, model, *q),
+    )
     log_weights = bounds.ppca_log_weights(x, model, *q, golden["noise"])
     yield "log_px", log_evidence, golden["log_px"]
     yield "post_mean", posterior_mean, golden["post_mean"]
@@ -153,8 +180,14 @@ def vid_mi(golden):
     yield from _vid(golden)
     rho, num_pairs = golden["gauss.rho"], golden.meta["d"]
     yield "gauss.mi", bounds.correlated_pairs_information(rho, num_pairs), golden["gauss.mi"]
-    yield "gauss.bound_optimal", bounds.correlated_pairs_bound(rho, rho, 1 - rho.square(), num_pairs), golden["gauss.bound_optimal"]
-    for name, reference in golden.under("gauss.bound_m").items():  # the name holds the slope and the variance, as in `0.3_v0.9`
+    yield (
+        "gauss.bound_optimal",
+        bounds.correlated_pairs_bound(rho, rho, 1 - rho.square(), num_pairs),
+        golden["gauss.bound_optimal"],
+    )
+    for name, reference in golden.under(
+        "gauss.bound_m"
+    ).items():  # the name holds the slope and the variance, as in `0.3_v0.9`
         slope, variance = (torch.tensor(float(part), dtype=rho.dtype) for part in name.split("_v"))
         yield f"gauss.bound_m{name}", bounds.correlated_pairs_bound(rho, slope, variance, num_pairs), reference
 
@@ -162,7 +195,9 @@ def vid_mi(golden):
 def _vid(golden):
     weights = golden.under("vid.regressor.")
     channels_mid, channels_s = weights["0.weight"].shape[:2]
-    regressor = VIDRegressor(channels_s, channels_mid, weights["4.weight"].shape[0], golden.meta["init_pred_var"], golden.meta["eps"]).double()
+    regressor = VIDRegressor(
+        channels_s, channels_mid, weights["4.weight"].shape[0], golden.meta["init_pred_var"], golden.meta["eps"]
+    ).double()
     regressor.regressor.load_state_dict(weights)
     regressor.log_scale.data.copy_(golden["vid.log_scale"])
     student = _leaf(golden["vid.student"])

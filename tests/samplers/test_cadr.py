@@ -27,8 +27,17 @@ class TinyTeacher(nn.Module):
     def __init__(self, classes: int = 4, seed: int = 0):
         super().__init__()
         torch.manual_seed(seed)
-        self.net = nn.Sequential(nn.Conv2d(1, 6, 3, 2, 1, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 8, 3, 2, 1, bias=False),
-                                 nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes)).double()
+        self.net = nn.Sequential(
+            nn.Conv2d(1, 6, 3, 2, 1, bias=False),
+            nn.BatchNorm2d(6),
+            nn.ReLU(),
+            nn.Conv2d(6, 8, 3, 2, 1, bias=False),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(8, classes),
+        ).double()
         for layer in (self.net[1], self.net[4]):
             layer.momentum = 1.0
         self.net(torch.randn(256, 1, 8, 8, dtype=torch.float64) / 2)  # running statistics of the prior's own images ...
@@ -67,6 +76,7 @@ def problem(batch: int = 6, seed: int = 1, t: int = 500):
 
 
 # --- the four steps ------------------------------------------------------------------------------------------------------------
+
 
 def test_tweedie_by_hand():
     x0 = tweedie(torch.tensor([[[[1.0]]]]), torch.tensor([[[[0.5]]]]), 0.64)
@@ -118,11 +128,14 @@ def test_stochastic_ddim_by_hand():
     a, b, eta = 0.5, 0.8, 1.0
     sigma = eta * math.sqrt((1 - b) / (1 - a)) * math.sqrt(1 - a / b)
     x0 = (0.3 - math.sqrt(0.5) * 0.1) / math.sqrt(0.5)
-    expected = math.sqrt(b) * x0 + math.sqrt(1 - b - sigma**2) * (0.3 - math.sqrt(a) * x0) / math.sqrt(1 - a) + sigma * -0.5
+    expected = (
+        math.sqrt(b) * x0 + math.sqrt(1 - b - sigma**2) * (0.3 - math.sqrt(a) * x0) / math.sqrt(1 - a) + sigma * -0.5
+    )
     assert ddim_step(x_t, eps, a, b, eta_ddim=eta, noise=z).item() == pytest.approx(expected, rel=1e-5)
 
 
 # --- direction -----------------------------------------------------------------------------------------------------------------
+
 
 def guided_loss(config: GuidanceConfig, bn: bool = True, t: int = 500, step: float = 1e-3):
     """Guidance loss of the un-clamped estimate before and after one small rectification."""
@@ -168,6 +181,7 @@ def test_guided_samples_agree_with_the_labels_and_reference_samples_do_not():
 
 
 # --- gradient ------------------------------------------------------------------------------------------------------------------
+
 
 def plain_rectification(config, teacher, x_t, eps, alpha, labels):
     """The slow way: whole batch in one graph."""
@@ -235,8 +249,14 @@ def test_saturated_pixels_get_a_gradient_by_default_and_none_through_a_hard_clam
 def test_one_teacher_pass_per_step():
     teacher, prior = TinyTeacher(), GaussianPrior()
     with Guidance(teacher, GuidanceConfig(gate="constant")) as guidance:
-        sample(prior, torch.zeros(5, dtype=torch.int64), (1, 8, 8), guidance=guidance, num_steps=7,
-               initial_noise=torch.randn(5, 1, 8, 8, dtype=torch.float64))
+        sample(
+            prior,
+            torch.zeros(5, dtype=torch.int64),
+            (1, 8, 8),
+            guidance=guidance,
+            num_steps=7,
+            initial_noise=torch.randn(5, 1, 8, 8, dtype=torch.float64),
+        )
     assert teacher.passed == 5 * 7 and prior.calls == 7
 
 
@@ -270,13 +290,16 @@ def test_closing_guidance_takes_its_hooks_off_the_teacher():
 
 # --- sampling ------------------------------------------------------------------------------------------------------------------
 
+
 def test_strength_zero_is_plain_sampling_bit_for_bit_and_never_asks_the_teacher():
     teacher, prior = TinyTeacher(), GaussianPrior()
     labels, noise = torch.zeros(4, dtype=torch.int64), torch.randn(4, 1, 8, 8, dtype=torch.float64)
     plain = sample(prior, labels, (1, 8, 8), num_steps=9, initial_noise=noise).images
     for config in (GuidanceConfig(lambda_max=0.0), GuidanceConfig(eta=0.0)):
         with Guidance(teacher, config) as guidance:
-            assert torch.equal(plain, sample(prior, labels, (1, 8, 8), guidance=guidance, num_steps=9, initial_noise=noise).images)
+            assert torch.equal(
+                plain, sample(prior, labels, (1, 8, 8), guidance=guidance, num_steps=9, initial_noise=noise).images
+            )
     assert teacher.passed == 0
 
 
@@ -284,7 +307,9 @@ def test_strength_zero_is_plain_sampling_bit_for_bit_and_never_asks_the_teacher(
 def test_unguided_sampling_from_an_exact_gaussian_score_gives_its_variance(solver):
     prior = GaussianPrior(scale=0.25)
     noise = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    images = sample(prior, torch.zeros(64, dtype=torch.int64), (1, 8, 8), solver=solver, num_steps=200, initial_noise=noise).images
+    images = sample(
+        prior, torch.zeros(64, dtype=torch.int64), (1, 8, 8), solver=solver, num_steps=200, initial_noise=noise
+    ).images
     assert images.std().item() == pytest.approx(0.25, rel=0.04)
 
 
@@ -303,12 +328,30 @@ def test_an_impossible_number_of_steps_is_refused(num_steps):
 def test_the_trace_has_a_row_per_step_and_batch():
     teacher, prior = TinyTeacher(), GaussianPrior()
     with Guidance(teacher, GuidanceConfig()) as guidance:
-        found = sample(prior, torch.zeros(6, dtype=torch.int64), (1, 8, 8), guidance=guidance, num_steps=5, batch_size=4, trace=True,
-                       initial_noise=torch.randn(6, 1, 8, 8, dtype=torch.float64))
+        found = sample(
+            prior,
+            torch.zeros(6, dtype=torch.int64),
+            (1, 8, 8),
+            guidance=guidance,
+            num_steps=5,
+            batch_size=4,
+            trace=True,
+            initial_noise=torch.randn(6, 1, 8, 8, dtype=torch.float64),
+        )
     assert len(found.trace) == 10 and {"step", "t", "gate", "entropy", "cross_entropy", "bn"} <= set(found.trace[0])
 
 
-@pytest.mark.parametrize("bad", [{"gate": "entrpy"}, {"variant": "fixed"}, {"lambda_max": -1.0}, {"xi": 0.0}, {"every": 0}, {"ce_reduction": "max"}])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"gate": "entrpy"},
+        {"variant": "fixed"},
+        {"lambda_max": -1.0},
+        {"xi": 0.0},
+        {"every": 0},
+        {"ce_reduction": "max"},
+    ],
+)
 def test_bad_constants_are_refused(bad):
     with pytest.raises(InputError):
         GuidanceConfig(**bad)

@@ -19,7 +19,14 @@ class CountingClassifier(nn.Module):
     def __init__(self, seed):
         super().__init__()
         torch.manual_seed(seed)
-        self.body = nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+        self.body = nn.Sequential(
+            nn.Conv2d(1, 4, 3, 2, 1),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(4, 3),
+        )
         self.calls = 0
 
     def forward(self, x):
@@ -43,7 +50,9 @@ def test_a_call_returns_images_in_range_sorted_labels_and_every_steps_losses():
     made = synthesizer(rng=rng())
     assert made.images.shape == (6, 1, 8, 8) and made.images.abs().amax() < 1 and not made.images.requires_grad
     assert made.labels.tolist() == sorted(made.labels.tolist()) and made.labels.max() < 3
-    assert set(made.losses) == {"bn", "oh", "adv", "total"} and all(values.shape == (3,) for values in made.losses.values())
+    assert set(made.losses) == {"bn", "oh", "adv", "total"} and all(
+        values.shape == (3,) for values in made.losses.values()
+    )
     weighted = sum(synthesizer.weights[name] * made.losses[name] for name in ("bn", "oh", "adv"))
     assert torch.allclose(weighted, made.losses["total"])
 
@@ -54,7 +63,9 @@ def test_the_images_are_those_of_the_cheapest_step():
     z, labels = torch.randn(6, 5, generator=rng(1)), torch.tensor([0, 0, 1, 1, 2, 2])
     made = synthesizer(labels, z)
     best = made.losses["total"].argmin().item()
-    again = Synthesizer(before, synthesizer.teacher, synthesizer.student, 3, num_steps=best + 1, lr_generator=0.3, warmup=2)
+    again = Synthesizer(
+        before, synthesizer.teacher, synthesizer.student, 3, num_steps=best + 1, lr_generator=0.3, warmup=2
+    )
     assert torch.equal(again(labels, z).images, made.images)
 
 
@@ -74,7 +85,9 @@ def test_the_teacher_runs_once_a_step_and_no_classifier_weight_gets_a_gradient()
     assert synthesizer.student.training and synthesizer.student.body[1].num_batches_tracked == 0
 
 
-@pytest.mark.parametrize(("mode", "moving"), [("anew", 3), ("reuse_common", 3), ("reuse_finetune", 3), ("reuse_fix", 1)])
+@pytest.mark.parametrize(
+    ("mode", "moving"), [("anew", 3), ("reuse_common", 3), ("reuse_finetune", 3), ("reuse_fix", 1)]
+)
 def test_only_the_parts_of_the_mode_move(mode, moving):
     synthesizer = make(mode=mode)
     before = copy.deepcopy(synthesizer.generator)
@@ -94,7 +107,9 @@ def test_fomaml_is_one_adam_step_along_the_summed_gradients_of_the_fast_copy():
     synthesizer(labels, z)
 
     fast, z = copy.deepcopy(generator), z.clone().requires_grad_()
-    inner = torch.optim.Adam([{"params": fast.parameters(), "lr": 0.01}, {"params": [z], "lr": 0.01}], betas=(0.5, 0.999))
+    inner = torch.optim.Adam(
+        [{"params": fast.parameters(), "lr": 0.01}, {"params": [z], "lr": 0.01}], betas=(0.5, 0.999)
+    )
     teacher.eval()
     total = [torch.zeros_like(parameter) for parameter in generator.parameters()]
     for _ in range(3):
@@ -102,7 +117,9 @@ def test_fomaml_is_one_adam_step_along_the_summed_gradients_of_the_fast_copy():
         hidden = teacher.body[0](x)
         variance, mean = torch.var_mean(hidden, dim=(0, 2, 3), unbiased=False)
         norm = teacher.body[1]
-        loss = 10 * ((mean - norm.running_mean).norm() + (variance - norm.running_var).norm()) + 0.5 * F.cross_entropy(teacher(x), labels)
+        loss = 10 * ((mean - norm.running_mean).norm() + (variance - norm.running_var).norm()) + 0.5 * F.cross_entropy(
+            teacher(x), labels
+        )
         inner.zero_grad()
         loss.backward()
         total = [a + parameter.grad for a, parameter in zip(total, fast.parameters(), strict=True)]
@@ -113,7 +130,9 @@ def test_fomaml_is_one_adam_step_along_the_summed_gradients_of_the_fast_copy():
     outer.step()
     ours = synthesizer.generator.state_dict()
     for name, expected in generator.named_parameters():
-        if "conv_blocks.9" in name or "Conv5" in name:  # elsewhere batch norm makes gradients zero, and Adam's first step their sign
+        if (
+            "conv_blocks.9" in name or "Conv5" in name
+        ):  # elsewhere batch norm makes gradients zero, and Adam's first step their sign
             assert torch.allclose(expected, ours[name], rtol=1e-9), name
 
 
@@ -142,7 +161,10 @@ def test_the_generators_buffers_follow_the_fast_copy_and_fit_after_export():
         kept = branches.generator.eval()(z)
         trained = branches.generator.train()(z)
     assert (kept - trained).abs().mean() < 0.05 * trained.std()
-    assert torch.equal(branch["l1.0.weight"], branches.generator.gan1.l1[0].weight) and "layers.Bn2.running_mean" in decoder
+    assert (
+        torch.equal(branch["l1.0.weight"], branches.generator.gan1.l1[0].weight)
+        and "layers.Bn2.running_mean" in decoder
+    )
 
 
 def test_the_batch_norm_buffer_takes_the_last_steps_statistics_once_a_call():

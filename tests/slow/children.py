@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-needs_forkserver = pytest.mark.skipif("forkserver" not in multiprocessing.get_all_start_methods(),
-                                      reason="kills processes that a fork server started")
+needs_forkserver = pytest.mark.skipif(
+    "forkserver" not in multiprocessing.get_all_start_methods(), reason="kills processes that a fork server started"
+)
 
 
 @cache
@@ -20,7 +21,9 @@ def _context(modules: tuple[str, ...]):
 
 def run_child(modules: tuple[str, ...], work: Callable, *arguments) -> int:
     """Exit code of `work(*arguments)` in a process of its own, the modules imported before it starts; paths are given as text."""
-    process = _context(modules).Process(target=work, args=[str(one) if isinstance(one, Path) else one for one in arguments])
+    process = _context(modules).Process(
+        target=work, args=[str(one) if isinstance(one, Path) else one for one in arguments]
+    )
     process.start()
     process.join()
     return process.exitcode

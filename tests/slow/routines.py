@@ -17,7 +17,17 @@ from typing import NamedTuple
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from kdnb import archsearch, attack_study, bounds, datafree, discovery, generator_distillation, methods, softlabels, training
+from kdnb import (
+    archsearch,
+    attack_study,
+    bounds,
+    datafree,
+    discovery,
+    generator_distillation,
+    methods,
+    softlabels,
+    training,
+)
 from kdnb.attacks import bit_flip
 from kdnb.checkpoints import state_hash
 from kdnb.data.tensors import Split
@@ -79,8 +89,15 @@ def online(folder: Path | None, guided: bool) -> dict:
 
 
 def generator(folder: Path | None, **changes) -> dict:
-    teacher, student, made = network(num_classes=3, channels=1, seed=9).eval(), network(num_classes=3, channels=1), fused()
-    config, test = generator_distillation.GeneratorConfig(**vars(GENERATOR) | {"warmup": 0} | changes), Split(images(9, 1, 8), torch.arange(9) % 3)
+    teacher, student, made = (
+        network(num_classes=3, channels=1, seed=9).eval(),
+        network(num_classes=3, channels=1),
+        fused(),
+    )
+    config, test = (
+        generator_distillation.GeneratorConfig(**vars(GENERATOR) | {"warmup": 0} | changes),
+        Split(images(9, 1, 8), torch.arange(9) % 3),
+    )
     found = generator_distillation.distil_from_generator(teacher, student, made, 3, test, config, seed=5, folder=folder)
     history = [{name: value for name, value in row.items() if name != "elapsed"} for row in found.history]
     return {"student": student.state_dict(), "generator": made.state_dict(), "history": history, "images": found.images}
@@ -89,7 +106,9 @@ def generator(folder: Path | None, **changes) -> dict:
 def bit_search(folder: Path | None) -> dict:
     """To the sixth flip: of a thousand classes, chance level is far away."""
     test = Split(images(20, 1, 8, 5), torch.arange(20) % 4)
-    found = attack_study.attack(network(num_classes=4, channels=1), images(32, 1, 8), test, 1000, max_flips=6, folder=folder)
+    found = attack_study.attack(
+        network(num_classes=4, channels=1), images(32, 1, 8), test, 1000, max_flips=6, folder=folder
+    )
     return {"rows": found.rows, "trail": found.trail}
 
 
@@ -108,15 +127,26 @@ def label_store(folder: Path | None, tmp: Path | None = None) -> dict:
     """Without a folder of its own there is no store; the uninterrupted one is made in `tmp`."""
     pictures, teacher = images(18, 1, 8), network(num_classes=6, channels=1)
     store = softlabels.make_store(folder or tmp, pictures, teacher, num_crops=3, batch_size=6, images_per_shard=2)
-    return {"boxes": store.boxes, "flips": store.flips, "indices": store.indices, "probs": store.probs, "recipe": store.recipe}
+    return {
+        "boxes": store.boxes,
+        "flips": store.flips,
+        "indices": store.indices,
+        "probs": store.probs,
+        "recipe": store.recipe,
+    }
 
 
 def replay(folder: Path | None) -> dict:
     """FKD training on stored labels."""
     pictures, crops = images(12, 1, 8), torch.rand(12, 4, 3, generator=torch.Generator().manual_seed(0)).softmax(-1)
     kept, boxes = compress_labels(crops, "marginal_smoothing_k2"), torch.tensor([0.0, 0.0, 0.75, 0.75]).repeat(12, 4, 1)
-    store = softlabels.LabelStore("marginal_smoothing_k2", 3, boxes, torch.zeros(12, 4, dtype=torch.bool), kept.indices.int(), kept.probs, {})
-    train, student = ReplaySplit(store, pictures, torch.arange(12) % 3, 8, num_draw=2), network(num_classes=3, channels=1)
+    store = softlabels.LabelStore(
+        "marginal_smoothing_k2", 3, boxes, torch.zeros(12, 4, dtype=torch.bool), kept.indices.int(), kept.probs, {}
+    )
+    train, student = (
+        ReplaySplit(store, pictures, torch.arange(12) % 3, 8, num_draw=2),
+        network(num_classes=3, channels=1),
+    )
     test, recipe = Split(pictures, torch.arange(12) % 3), Recipe(epochs=3, batch_size=8, lr=0.02)
     found = training.fit(student, train, test, recipe, method=StoredLabels(), seed=5, folder=folder)
     return {"student": student.state_dict(), "history": found.history}
@@ -124,8 +154,13 @@ def replay(folder: Path | None) -> dict:
 
 def search(folder: Path | None) -> dict:
     space = archsearch.SearchSpace(depths=(8, 14), widths=((4, 8), (4, 8), (8,)))
-    score = archsearch.diswot_scorer(partial(build, "resnet20", 3, 1, depth=8, widths=(8, 8, 8, 8)), images(6, 1, 8), torch.arange(6) % 3, 3,
-                                     in_channels=1)
+    score = archsearch.diswot_scorer(
+        partial(build, "resnet20", 3, 1, depth=8, widths=(8, 8, 8, 8)),
+        images(6, 1, 8),
+        torch.arange(6) % 3,
+        3,
+        in_channels=1,
+    )
     history = archsearch.evolve(score, space, population=3, tournament=2, budget=12, folder=folder)
     return {"history": [{"architecture": str(one.architecture), "score": one.score} for one in history]}
 
@@ -140,13 +175,39 @@ def novel_classes(folder: Path | None) -> dict:
     stages = [folder and folder / name for name in ("known", "all")]
     first = training.fit(old, task.known, task.test_known, recipe, seed=5, folder=stages[0])
     found, second = discovery.discover(old, task, recipe, num_heads=2, seed=5, folder=stages[1])
-    return {"old": old.state_dict(), "new": found.state_dict(), "head": found.head, "history": first.history + second.history}
+    return {
+        "old": old.state_dict(),
+        "new": found.state_dict(),
+        "head": found.head,
+        "history": first.history + second.history,
+    }
 
 
 ROUTINES: dict[str, Routine] = {
-    **{name: Routine(partial(distillation, name)) for name in (
-        "ce", "kd", "dkd", "lskd", "dkd_lskd", "sdd_kd", "sdd_dkd", "sdd_kd_lskd", "mlld", "mlld_lskd", "fitnet", "vid", "semckd", "srrl", "simkd",
-        "lsr", "tfkd_self", "tfkd_reg", "tolerant_patriarch")},
+    **{
+        name: Routine(partial(distillation, name))
+        for name in (
+            "ce",
+            "kd",
+            "dkd",
+            "lskd",
+            "dkd_lskd",
+            "sdd_kd",
+            "sdd_dkd",
+            "sdd_kd_lskd",
+            "mlld",
+            "mlld_lskd",
+            "fitnet",
+            "vid",
+            "semckd",
+            "srrl",
+            "simkd",
+            "lsr",
+            "tfkd_self",
+            "tfkd_reg",
+            "tolerant_patriarch",
+        )
+    },
     "averaged weights": Routine(partial(distillation, "kd", ema_decay=0.9)),
     "bf16": Routine(partial(distillation, "kd", precision="bf16")),
     "prior": Routine(prior),
@@ -165,6 +226,7 @@ ROUTINES: dict[str, Routine] = {
 
 
 # --- in a process of its own ---------------------------------------------------------------------------------------------------
+
 
 def work(name: str, folder: str | None, at: int, number: int, in_save: bool, answer: str) -> None:
     """Run a routine, and die by signal `number` at tick `at` (0: never), or in the `at`-th save, before its file gets its name.
@@ -185,7 +247,9 @@ def work(name: str, folder: str | None, at: int, number: int, in_save: bool, ans
     else:
         register_optimizer_step_pre_hook(lambda *_: tick(0))
     _count_calls(os, "replace", partial(tick, 1))
-    for module in [module for name, module in sys.modules.items() if name.startswith("kdnb.") and hasattr(module, "_SAVE_EVERY")]:
+    for module in [
+        module for name, module in sys.modules.items() if name.startswith("kdnb.") and hasattr(module, "_SAVE_EVERY")
+    ]:
         module._SAVE_EVERY = -1.0  # save after every step, not after so many seconds
     run = partial(routine.run, tmp=Path(answer + ".store")) if name == "label store" else routine.run
     state = run(Path(folder) if folder else None)
@@ -194,7 +258,9 @@ def work(name: str, folder: str | None, at: int, number: int, in_save: bool, ans
 
 def digest(state: object) -> str:
     """Hash of a nested state; tensors count with every bit."""
-    text = json.dumps(state, default=lambda tensor: state_hash({"": tensor}))  # dicts keep their order, floats all their digits
+    text = json.dumps(
+        state, default=lambda tensor: state_hash({"": tensor})
+    )  # dicts keep their order, floats all their digits
     return hashlib.sha256(text.encode()).hexdigest()
 
 

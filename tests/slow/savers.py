@@ -57,7 +57,11 @@ class Saver(NamedTuple):
 
 
 def state(value: int) -> dict:
-    return {"weights": torch.arange(24.0).view(4, 6) + value, "history": [{"epoch": value, "loss": 1 / (value + 3)}], "pair": (value, None)}
+    return {
+        "weights": torch.arange(24.0).view(4, 6) + value,
+        "history": [{"epoch": value, "loss": 1 / (value + 3)}],
+        "pair": (value, None),
+    }
 
 
 def loaded(path: Path) -> str:
@@ -65,6 +69,7 @@ def loaded(path: Path) -> str:
 
 
 # --- what is saved -------------------------------------------------------------------------------------------------------------
+
 
 def save_states(folder: Path, mark: Callable[[], None]) -> None:
     for value in (1, 2, 3):
@@ -133,8 +138,13 @@ def keep_run(folder: Path, mark: Callable[[], None]) -> None:
 def look_at_run(folder: Path) -> str:
     run = read_run(folder)
     assert run.problems == []
-    return digest([{name: value for name, value in run.record.items() if name not in ("files", "replaces")}, run.results,
-                   [path.read_text() for path in sorted(folder.glob("tables/*.csv"))]])
+    return digest(
+        [
+            {name: value for name, value in run.record.items() if name not in ("files", "replaces")},
+            run.results,
+            [path.read_text() for path in sorted(folder.glob("tables/*.csv"))],
+        ]
+    )
 
 
 def keep_log(folder: Path, mark: Callable[[], None]) -> None:
@@ -175,7 +185,15 @@ def look_at_store(folder: Path) -> str:
 
 def read_store(folder: Path) -> str:
     store = open_store(folder, IMAGES)
-    return digest({"boxes": store.boxes, "flips": store.flips, "indices": store.indices, "probs": store.probs, "recipe": store.recipe})
+    return digest(
+        {
+            "boxes": store.boxes,
+            "flips": store.flips,
+            "indices": store.indices,
+            "probs": store.probs,
+            "recipe": store.recipe,
+        }
+    )
 
 
 def generator(folder: Path, mark: Callable[[], None]) -> None:
@@ -184,11 +202,18 @@ def generator(folder: Path, mark: Callable[[], None]) -> None:
             super().save(step, state)
             mark()
 
-    generator_loop.Checkpointer, generator_loop.time = Marking, SimpleNamespace(monotonic=lambda: 0.0)  # equal times, equal bits
-    config = generator_loop.GeneratorConfig(**vars(CONFIG) | {"warmup": 0, "epochs": 2, "inner_steps": 1, "student_steps": 1})
+    generator_loop.Checkpointer, generator_loop.time = (
+        Marking,
+        SimpleNamespace(monotonic=lambda: 0.0),
+    )  # equal times, equal bits
+    config = generator_loop.GeneratorConfig(
+        **vars(CONFIG) | {"warmup": 0, "epochs": 2, "inner_steps": 1, "student_steps": 1}
+    )
     teacher, student = network(num_classes=3, channels=1, seed=9).eval(), network(num_classes=3, channels=1)
     mark()
-    generator_loop.distil_from_generator(teacher, student, fused(), 3, Split(images(9, 1, 8), torch.arange(9) % 3), config, seed=5, folder=folder)
+    generator_loop.distil_from_generator(
+        teacher, student, fused(), 3, Split(images(9, 1, 8), torch.arange(9) % 3), config, seed=5, folder=folder
+    )
 
 
 def look_at_pool(folder: Path) -> str:
@@ -208,13 +233,24 @@ def trail(folder: Path, mark: Callable[[], None]) -> None:
 
     attack_study.save_state = save
     mark()
-    attack(network(num_classes=4, channels=1), images(8, 1, 8), Split(images(8, 1, 8, 5), torch.arange(8) % 4), 1000, max_flips=2, folder=folder)
+    attack(
+        network(num_classes=4, channels=1),
+        images(8, 1, 8),
+        Split(images(8, 1, 8, 5), torch.arange(8) % 4),
+        1000,
+        max_flips=2,
+        folder=folder,
+    )
 
 
 def execution(folder: Path, mark: Callable[[], None]) -> None:
     """Three executions whose kernels do nothing: one ends well, two don't."""
-    kernel.Watch = lambda *_: SimpleNamespace(close=lambda: None, peak_memory_mib=1, cell=1, source="", timed_out=False, limit=None)
-    planned = Plan("fine", Path(__file__).parent.parent / "notebooks" / "fine.ipynb", "quick", Parameters(seed=0), {}, folder)
+    kernel.Watch = lambda *_: SimpleNamespace(
+        close=lambda: None, peak_memory_mib=1, cell=1, source="", timed_out=False, limit=None
+    )
+    planned = Plan(
+        "fine", Path(__file__).parent.parent / "notebooks" / "fine.ipynb", "quick", Parameters(seed=0), {}, folder
+    )
 
     def fail(*_: Any) -> None:
         mark()
@@ -248,6 +284,7 @@ SAVERS: dict[str, Saver] = {
 
 
 # --- in a process of its own ---------------------------------------------------------------------------------------------------
+
 
 def work(name: str, folder: str, at: int, full: bool, answer: str) -> None:
     """Save; at file operation `at` (counted from the first mark on; 0: never) die by SIGKILL, or, with `full`, find that the disk is full from
@@ -288,7 +325,7 @@ class _Torn:
     def write(self, data: Any) -> int:
         for start in range(0, len(data), step := max(1, -(-len(data) // self._cuts))):
             self._hit(True)
-            self._file.write(data[start: start + step])
+            self._file.write(data[start : start + step])
             self._file.flush()
         self._hit(False)
         return len(data)
@@ -305,6 +342,7 @@ class _Torn:
 
 def _watch(folder: str, hit: Callable[[bool], None], cuts: int) -> None:
     """Call `hit` before and after every file operation in the folder (those without a path: in any)."""
+
     def watched(original: Callable, takes_room: bool) -> Callable:
         def call(target: Any, *arguments: Any, **keywords: Any) -> Any:
             if not isinstance(target, int) and not str(os.fspath(target)).startswith(folder):

@@ -54,6 +54,7 @@ class Kind(NamedTuple):
 
 # --- what is stored ------------------------------------------------------------------------------------------------------------
 
+
 def make_checkpoints(folder: Path, steps: int) -> None:
     for step in range(1, steps + 1):
         Checkpointer(folder).save(step, state(step))
@@ -82,7 +83,11 @@ def target() -> torch.nn.Module:
 
 
 def search(folder: Path) -> str:
-    return digest(attack(target(), images(8, 1, 8), Split(images(8, 1, 8, 5), torch.arange(8) % 4), 1000, max_flips=2, folder=folder).rows)
+    return digest(
+        attack(
+            target(), images(8, 1, 8), Split(images(8, 1, 8, 5), torch.arange(8) % 4), 1000, max_flips=2, folder=folder
+        ).rows
+    )
 
 
 def make_run(folder: Path) -> None:
@@ -104,19 +109,41 @@ def store(folder: Path) -> None:
     make_store(folder, IMAGES, Teacher(), **SETTINGS)
 
 
-RECORD = {"parameters": {"seed": 0, "lr": 0.1, "milestones": [1, 2]}, "word": "Größe", "status": "ok", "versions": {"torch": "2.0"}}
+RECORD = {
+    "parameters": {"seed": 0, "lr": 0.1, "milestones": [1, 2]},
+    "word": "Größe",
+    "status": "ok",
+    "versions": {"torch": "2.0"},
+}
 KEY = "fe36923e15fedd49"  # of the recipe in `read_artifact`
 KINDS: dict[str, Kind] = {
-    "state": Kind("x.safetensors", lambda folder: save_state(folder / "x.safetensors", state(1), "x"),
-                  lambda folder: digest(load_state(folder / "x.safetensors", "x"))),
-    "newest checkpoint": Kind("step-000000000002.safetensors", lambda folder: make_checkpoints(folder, 2),
-                              lambda folder: digest(Checkpointer(folder).load()), older=lambda: digest((1, state(1)))),
-    "only checkpoint": Kind("step-000000000001.safetensors", lambda folder: make_checkpoints(folder, 1),
-                            lambda folder: digest(Checkpointer(folder).load())),
+    "state": Kind(
+        "x.safetensors",
+        lambda folder: save_state(folder / "x.safetensors", state(1), "x"),
+        lambda folder: digest(load_state(folder / "x.safetensors", "x")),
+    ),
+    "newest checkpoint": Kind(
+        "step-000000000002.safetensors",
+        lambda folder: make_checkpoints(folder, 2),
+        lambda folder: digest(Checkpointer(folder).load()),
+        older=lambda: digest((1, state(1))),
+    ),
+    "only checkpoint": Kind(
+        "step-000000000001.safetensors",
+        lambda folder: make_checkpoints(folder, 1),
+        lambda folder: digest(Checkpointer(folder).load()),
+    ),
     "artifact": Kind(f"thing/{KEY}/state.safetensors", read_artifact, read_artifact, older=lambda: digest(state(1))),
-    "run.json": Kind("run.json", lambda folder: write_record(folder / "run.json", RECORD), lambda folder: digest(read_record(folder / "run.json"))),
-    "execution.json": Kind("execution.json", lambda folder: write_record(folder / "execution.json", RECORD),
-                           lambda folder: digest(read_record(folder / "execution.json"))),
+    "run.json": Kind(
+        "run.json",
+        lambda folder: write_record(folder / "run.json", RECORD),
+        lambda folder: digest(read_record(folder / "run.json")),
+    ),
+    "execution.json": Kind(
+        "execution.json",
+        lambda folder: write_record(folder / "execution.json", RECORD),
+        lambda folder: digest(read_record(folder / "execution.json")),
+    ),
     "table": Kind("tables/numbers.csv", make_run, read_kept),
     "results": Kind("results.csv", make_run, read_kept),
     "label index": Kind("index.json", store, read_store, word="index of the label store", exact=False),
@@ -136,6 +163,7 @@ def stored(tmp_path_factory) -> dict[str, Path]:
 
 
 # --- damage --------------------------------------------------------------------------------------------------------------------
+
 
 def corruptions(data: bytes, others: list[bytes], count: int) -> Iterator[bytes]:
     """So many contents that differ from `data`: other files' first, then cuts, flipped bits, zeros, exchanged blocks, appended bytes by turns."""
@@ -163,14 +191,14 @@ def _flipped(data: bytes, rng: random.Random) -> bytes:
 
 def _zeroed(data: bytes, rng: random.Random) -> bytes:
     start, length = rng.randrange(len(data)), rng.randint(1, 64)
-    return data[:start] + bytes(len(data[start: start + length])) + data[start + length:]
+    return data[:start] + bytes(len(data[start : start + length])) + data[start + length :]
 
 
 def _exchanged(data: bytes, rng: random.Random) -> bytes:
     length = rng.randint(1, max(1, len(data) // 4))
     a, b = sorted((rng.randrange(len(data) - 2 * length + 1), rng.randrange(len(data) - 2 * length + 1)))
     b += length
-    return data[:a] + data[b: b + length] + data[a + length: b] + data[a: a + length] + data[b + length:]
+    return data[:a] + data[b : b + length] + data[a + length : b] + data[a : a + length] + data[b + length :]
 
 
 def _appended(data: bytes, rng: random.Random) -> bytes:
@@ -203,11 +231,15 @@ def test_both_generations_may_be_damaged_at_once_and_that_is_said(stored, tmp_pa
     make_checkpoints(tmp_path, 2)
     for path in tmp_path.iterdir():
         path.write_bytes(path.read_bytes()[:-1])
-    with pytest.warns(UserWarning, match="falling back"), pytest.raises(InputError, match="no usable checkpoint: .*000002.*; .*000001"):
+    with (
+        pytest.warns(UserWarning, match="falling back"),
+        pytest.raises(InputError, match="no usable checkpoint: .*000002.*; .*000001"),
+    ):
         Checkpointer(tmp_path).load()
 
 
 # --- memory --------------------------------------------------------------------------------------------------------------------
+
 
 def claims(header: str, body: bytes = b"") -> bytes:
     return struct.pack("<Q", len(header)) + header.encode() + body
@@ -220,7 +252,7 @@ def zipped(path: Path, size: int) -> None:
     with zipfile.ZipFile(path) as archive:
         entry = next(entry for entry in archive.infolist() if entry.filename.endswith("data/0"))
     at = data.rindex(entry.filename.encode()) - 46 + 20  # the sizes in the directory's entry
-    data[at: at + 8] = struct.pack("<II", size, size)
+    data[at : at + 8] = struct.pack("<II", size, size)
     path.write_bytes(data)
 
 
@@ -237,7 +269,9 @@ def png(width: int, height: int) -> bytes:
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+    )
 
 
 HUGE = '{"t0":{"dtype":"F32","shape":[1099511627776],"data_offsets":[0,4398046511104]}}'

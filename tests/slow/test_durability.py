@@ -27,6 +27,7 @@ child = partial(run_child, ("tests.slow.routines", "tests.slow.savers", *LAZY), 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     """What a reader finds at each mark of a saver that nothing stops, and its count of file operations."""
+
     @cache
     def run(name: str) -> tuple[list[str], int]:
         folder = tmp_path_factory.mktemp("undisturbed")
@@ -66,7 +67,9 @@ def test_a_process_killed_at_any_file_operation_leaves_the_old_or_the_new(name, 
 
 
 @pytest.mark.parametrize("name", SAVERS)
-def test_a_full_disk_is_an_error_that_leaves_the_old_or_the_new_and_no_rubbish(name, undisturbed, tmp_path, record_property):
+def test_a_full_disk_is_an_error_that_leaves_the_old_or_the_new_and_no_rubbish(
+    name, undisturbed, tmp_path, record_property
+):
     (looks, count), saver = undisturbed(name), SAVERS[name]
     for at in range(1, count + 1, 9 if saver.heavy else 3):
         folder, answer = tmp_path / f"{at}", tmp_path / f"answer-{at}"

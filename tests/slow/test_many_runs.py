@@ -44,9 +44,14 @@ def test_executions_one_after_another_all_end_well(project, record_property):
 @pytest.mark.parametrize("number", range(ROUNDS))
 def test_executions_at_once_all_end_well(project, number, record_property):
     seeds = range(AT_ONCE * number, AT_ONCE * (number + 1))
-    runners = [subprocess.Popen([sys.executable, "-c", RUN, str(seed)], stderr=subprocess.PIPE, env=os.environ) for seed in seeds]
+    runners = [
+        subprocess.Popen([sys.executable, "-c", RUN, str(seed)], stderr=subprocess.PIPE, env=os.environ)
+        for seed in seeds
+    ]
     errors = [runner.communicate()[1].decode() for runner in runners]
     assert [runner.returncode for runner in runners] == [0] * AT_ONCE, "\n".join(errors)
     for seed in seeds:
-        assert json.loads((plan("fine", overrides={"seed": seed}).folder / "execution.json").read_text())["status"] == "ok"
+        assert (
+            json.loads((plan("fine", overrides={"seed": seed}).folder / "execution.json").read_text())["status"] == "ok"
+        )
     record_property("executions eight at once", AT_ONCE)

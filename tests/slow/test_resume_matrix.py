@@ -26,7 +26,9 @@ pytestmark = [
 def todays() -> set[int]:
     """A few cases for every run of the suite: others with every commit, and without git with every day."""
     try:
-        head = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
+        head = subprocess.run(
+            ["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout
         start = int(head[:8], 16)
     except (OSError, subprocess.SubprocessError, ValueError):
         start = date.today().toordinal()
@@ -39,6 +41,7 @@ child = partial(run_child, ("tests.slow.routines",), work)
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory):
     """(hash, ticks, saves) of a routine that nothing stops; each is run once, with a folder, and without one for its hash."""
+
     @cache
     def run(name: str) -> tuple[str, int, int]:
         folder = tmp_path_factory.mktemp("undisturbed")
@@ -55,16 +58,32 @@ def place(stop: str, ticks: int, saves: int, epochs: int) -> int:
     """The tick, or the save, at which a routine dies."""
     epoch = ticks // epochs
     edge = epoch + 1 if epochs > 1 else ticks // 3
-    return {"start": 1, "middle of an epoch": min(edge + (epoch + 1) // 2, ticks), "epoch edge": edge, "last step": ticks,
-            "in a save": (saves + 1) // 2}[stop]
+    return {
+        "start": 1,
+        "middle of an epoch": min(edge + (epoch + 1) // 2, ticks),
+        "epoch edge": edge,
+        "last step": ticks,
+        "in a save": (saves + 1) // 2,
+    }[stop]
 
 
-@pytest.mark.parametrize(("name", "stop", "number"), [
-    pytest.param(*case, marks=() if index in todays() else pytest.mark.slow, id="-".join([case[0], case[1], case[2].name]))
-    for index, case in enumerate(CASES)])
+@pytest.mark.parametrize(
+    ("name", "stop", "number"),
+    [
+        pytest.param(
+            *case, marks=() if index in todays() else pytest.mark.slow, id="-".join([case[0], case[1], case[2].name])
+        )
+        for index, case in enumerate(CASES)
+    ],
+)
 def test_a_killed_routine_resumes_bit_for_bit(name, stop, number, undisturbed, tmp_path, record_property):
     expected, ticks, saves = undisturbed(name)
-    at, in_save, folder, answer = place(stop, ticks, saves, ROUTINES[name].epochs), stop == "in a save", str(tmp_path / "kept"), tmp_path / "answer"
+    at, in_save, folder, answer = (
+        place(stop, ticks, saves, ROUTINES[name].epochs),
+        stop == "in a save",
+        str(tmp_path / "kept"),
+        tmp_path / "answer",
+    )
     assert child(name, folder, at, number, in_save, str(answer)) == -number
     assert not answer.exists()
     assert child(name, folder, 0, 0, False, str(answer)) == 0

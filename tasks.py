@@ -74,8 +74,8 @@ def _compile_once() -> None:
 
 
 def _run(plan, limit=None):
-    from kdnb.execute import run_notebook
-    from kdnb.report import write_run_page
+    from kdnb.reports.page import write_run_page
+    from kdnb.runner.execute import run_notebook
 
     _compile_once()
     outcome = run_notebook(plan, limit)
@@ -128,10 +128,10 @@ def _beside(notebook: str, seed: str):
 @task(help={"seed": "random seed"})
 def demo(context, seed="0"):
     """Train a teacher, sample its data back, distil students, one of them with no data at all; then a report with the numbers."""
-    from kdnb.paths import outputs_root
-    from kdnb.planning import plan
-    from kdnb.records import read_run
-    from kdnb.report import build_report
+    from kdnb.reports.page import build_report
+    from kdnb.reports.run_files import read_run
+    from kdnb.runner.plan import plan
+    from kdnb.storage.paths import outputs_root
 
     with _one_sentence():
         plans = [plan(name, overrides={"seed": seed}) for name in DEMO]
@@ -162,8 +162,8 @@ def demo(context, seed="0"):
 )
 def run(context, notebook, parameter=None, profile="quick", limit=None, resume=False):
     """Run one notebook headless: outputs/PROFILE/NOTEBOOK/RUN."""
-    from kdnb.planning import parse_limit, parse_overrides, plan, plan_again
-    from kdnb.records import find_run
+    from kdnb.reports.run_files import find_run
+    from kdnb.runner.plan import parse_limit, parse_overrides, plan, plan_again
 
     with _one_sentence():
         if resume and (parameter or profile != "quick"):
@@ -180,8 +180,8 @@ def run(context, notebook, parameter=None, profile="quick", limit=None, resume=F
 @task(name="all", help={"profile": "folder under params/"})
 def run_all(context, profile="quick"):
     """Run every experiment of a profile, one after another, then write its report."""
-    from kdnb.planning import experiments, plan
-    from kdnb.report import report as write
+    from kdnb.reports.page import report as write
+    from kdnb.runner.plan import experiments, plan
 
     with _one_sentence():
         plans = [plan(name, profile) for name in experiments(profile)]
@@ -201,7 +201,7 @@ def run_all(context, profile="quick"):
 )
 def report(context, profile="quick", baseline=""):
     """Write the report of all runs of a profile: outputs/PROFILE/report/index.html."""
-    from kdnb.report import report as write
+    from kdnb.reports.page import report as write
 
     with _one_sentence():
         print(f"report: {os.path.relpath(write(profile, baseline))}")
@@ -210,8 +210,8 @@ def report(context, profile="quick", baseline=""):
 @task(positional=["first", "second"], help={"first": "folder of a run, or its name", "second": "another one"})
 def compare(context, first, second):
     """Say what two runs differ in, and whether their results are equal, within spread or different (then exit code 1)."""
-    from kdnb.comparing import compare_runs
-    from kdnb.records import find_run
+    from kdnb.reports.compare import compare_runs
+    from kdnb.reports.run_files import find_run
 
     with _one_sentence():
         found = compare_runs(find_run(first), find_run(second))
@@ -230,9 +230,9 @@ def compare(context, first, second):
 )
 def verify(context, run, reuse=False, limit=None):
     """Execute a run once more from its own record, in a fresh folder, and compare; exit code 1 if it does not come out again."""
-    from kdnb.comparing import verify as again
-    from kdnb.planning import parse_limit
-    from kdnb.records import find_run
+    from kdnb.reports.run_files import find_run
+    from kdnb.runner.plan import parse_limit
+    from kdnb.runner.verify import verify as again
 
     with _one_sentence():
         outcome, found = again(find_run(run), reuse, parse_limit(limit))
@@ -246,8 +246,8 @@ def verify(context, run, reuse=False, limit=None):
 @task(iterable=["notebook"], help={"notebook": "name; may be repeated; none: all"})
 def record(context, notebook=None):
     """Run notebooks with their defaults and store the outputs in notebooks/."""
-    from kdnb.planning import notebook_names
-    from kdnb.stored import record as store
+    from kdnb.runner.keep import record as store
+    from kdnb.runner.plan import notebook_names
 
     with _one_sentence():
         for name in notebook or notebook_names():
@@ -267,7 +267,8 @@ def lab(context):
 def download(context, dataset):
     """Download a data set into KDNB_DATA, or data/ of the checkout."""
     from kdnb.data import load
-    from kdnb.data.check import FILES, check_files
+    from kdnb.data.check import check_files
+    from kdnb.data.locate import FILES
 
     with _one_sentence():
         check_name("data set to download", dataset, FILES)

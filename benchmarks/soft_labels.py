@@ -2,7 +2,7 @@
 
     uv run python benchmarks/soft_labels.py
 
-Both train the same student through `kdnb.training.fit` on the private digits, one thread, no evaluation in the timed part; the median of
+Both train the same student through `kdnb.training.loop.fit` on the private digits, one thread, no evaluation in the timed part; the median of
 the epochs after the first is reported. Making the store is timed apart: it is paid once, for all students.
 """
 
@@ -14,13 +14,14 @@ from pathlib import Path
 import torch
 
 from kdnb import methods
-from kdnb.classifiers import fresh
 from kdnb.data import load
 from kdnb.data.tensors import Split
-from kdnb.softlabel_training import ReplaySplit, StoredLabels, forward_cost
-from kdnb.softlabels import make_store
-from kdnb.training import fit
-from kdnb.training_recipe import Recipe
+from kdnb.methods.stored_labels import StoredLabels
+from kdnb.studies.label_store import make_store
+from kdnb.studies.soft_labels import ReplaySplit, forward_cost
+from kdnb.training.loop import fit
+from kdnb.training.recipe import Recipe
+from kdnb.training.teachers import fresh
 
 STUDENT, TEACHER, EPOCHS, NUM_DRAW = "resnet8w8", "resnet8", 8, 2
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from kdnb.checkpoints import recipe_key
+from kdnb.storage.naming import recipe_key
 
 
 def seed_everything(seed: int) -> None:
@@ -17,7 +17,7 @@ def seed_everything(seed: int) -> None:
 
 
 def random_state() -> dict:
-    """The global random state of python, numpy, torch and CUDA as a state that `kdnb.checkpoints` can hold."""
+    """The global random state of python, numpy, torch and CUDA as a state that `kdnb.storage.checkpoints` can hold."""
     _, keys, position, has_gauss, cached = np.random.get_state()
     return {
         "python": random.getstate(),

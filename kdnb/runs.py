@@ -30,11 +30,11 @@ from filelock import FileLock, Timeout
 
 import kdnb
 from kdnb.errors import InputError
-from kdnb.files import atomic_write, write_record
-from kdnb.paths import PROJECT
 from kdnb.randomness import seed_everything
-from kdnb.recipes import run_folder
-from kdnb.recipes import run_name as run_name
+from kdnb.storage.files import atomic_write, write_record
+from kdnb.storage.naming import run_folder
+from kdnb.storage.naming import run_name as run_name
+from kdnb.storage.paths import PROJECT
 
 _VERSIONS = ("torch", "torchvision", "numpy", "scipy", "diffusers", "accelerate", "pandas", "scikit-learn", "papermill")
 

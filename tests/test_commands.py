@@ -12,7 +12,7 @@ from invoke import Collection
 from invoke.parser import Parser
 
 import tasks
-from kdnb.checkpoints import save_state
+from kdnb.storage.checkpoints import save_state
 
 ROOT = Path(__file__).parent.parent
 FIXTURES = Path(__file__).parent / "notebooks"
@@ -187,7 +187,7 @@ def test_a_run_is_resumed_compared_and_verified_by_its_name(call, tmp_path):
 
 DEMO_CELL = """import os
 from kdnb import parameters
-from kdnb.recipes import run_folder
+from kdnb.storage.naming import run_folder
 
 p = parameters.collect(globals())
 folder = run_folder(os.environ["KDNB_PROFILE"], "{name}", p)

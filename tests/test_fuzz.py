@@ -25,18 +25,18 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save
 
-from kdnb.checkpoint_header import check_classes, read_header
-from kdnb.checkpoints import dump_state, parse_state
 from kdnb.data.folders import read_picture
 from kdnb.data.formats import read_cifar_batch, read_idx
 from kdnb.errors import InputError
-from kdnb.files import read_record, write_record
-from kdnb.importers import read_weights
 from kdnb.parameters import PARAMETERS, Parameters, check, resolve
-from kdnb.planning import parse_overrides, plan, read_params
-from kdnb.recipes import canonical
-from kdnb.softlabels import make_store, open_store
-from tests.test_softlabels import IMAGES, SETTINGS, Teacher
+from kdnb.runner.plan import parse_overrides, plan, read_params
+from kdnb.storage.checkpoints import dump_state, parse_state
+from kdnb.storage.files import read_record, write_record
+from kdnb.storage.header import check_classes, read_header
+from kdnb.storage.naming import canonical
+from kdnb.studies.label_store import make_store, open_store
+from kdnb.training.importers import read_weights
+from tests.studies.test_label_store import IMAGES, SETTINGS, Teacher
 
 SOME, MANY = 25, 2500  # examples of every property
 FIXTURES = Path(__file__).parent / "notebooks"

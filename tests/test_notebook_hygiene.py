@@ -6,9 +6,10 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from kdnb.parameters import PARAMETERS, read_cell, resolve
-from kdnb.planning import plan, read_params
-from kdnb.stored import MAX_BYTES, clean, problems
+from kdnb.parameters import PARAMETERS, resolve
+from kdnb.runner.cell import read_cell
+from kdnb.runner.keep import MAX_BYTES, clean, problems
+from kdnb.runner.plan import plan, read_params
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

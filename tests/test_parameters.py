@@ -6,7 +6,8 @@ import pytest
 
 from kdnb import parameters
 from kdnb.errors import InputError
-from kdnb.parameters import PARAMETERS, Parameters, collect, read_cell, resolve
+from kdnb.parameters import PARAMETERS, Parameters, collect, resolve
+from kdnb.runner.cell import read_cell
 
 
 def notebook(tmp_path, *sources, tag="parameters"):
@@ -176,10 +177,10 @@ def test_parameters_are_read_as_attributes():
 
 
 def test_choices_agree_with_the_code_that_uses_them():
-    from kdnb.generator_distillation import BRANCH_RULES
     from kdnb.samplers.cadr import GATES
     from kdnb.samplers.diffusion import SOLVERS
-    from kdnb.training_recipe import LAYOUTS, PRECISIONS
+    from kdnb.studies.reusable_generator import BRANCH_RULES
+    from kdnb.training.recipe import LAYOUTS, PRECISIONS
 
     for name, choices in {
         "gate": GATES,
@@ -199,7 +200,7 @@ def test_every_line_of_the_table_says_what_is_allowed_and_what_for():
 
 
 def test_names_are_checked_without_torch():
-    code = "import sys, kdnb.planning; sys.exit('torch' in sys.modules or 'papermill' in sys.modules)"
+    code = "import sys, kdnb.runner.plan; sys.exit('torch' in sys.modules or 'papermill' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from kdnb.errors import InputError
-from kdnb.records import read_run
-from kdnb.runs import run_name, start_run
+from kdnb.reports.run_files import read_run
+from kdnb.runs import start_run
+from kdnb.storage.naming import run_name
 
 
 @pytest.fixture

@@ -13,11 +13,11 @@ from invoke import Context
 
 import tasks
 from kdnb.errors import InputError
-from kdnb.files import read_record, write_record
-from kdnb.planning import parse_overrides, plan, read_params
-from kdnb.report import build_report
+from kdnb.reports.page import build_report
+from kdnb.runner.plan import parse_overrides, plan, read_params
 from kdnb.runs import Run
-from tests.test_report import make_run
+from kdnb.storage.files import read_record, write_record
+from tests.reports.test_page import make_run
 
 ROOT = Path(__file__).parent.parent
 

@@ -9,31 +9,8 @@ import struct
 from pathlib import Path
 
 from kdnb.data import dataset_spec
-from kdnb.data.formats import find_folder, find_pictures
+from kdnb.data.locate import FILES, find_pictures, locate
 from kdnb.errors import InputError
-
-# folders searched under each data root, and the files that must be there
-FILES: dict[str, tuple[list[str], list[str]]] = {
-    "fashion_mnist": (
-        ["FashionMNIST/raw", "fashion-mnist"],
-        ["train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"],
-    ),
-    "cifar10": (["cifar-10-batches-py"], [f"data_batch_{index}" for index in range(1, 6)] + ["test_batch"]),
-    "cifar100": (["cifar-100-python"], ["train", "test"]),
-}
-
-
-def locate(name: str) -> Path:
-    """The folder that holds every file of a data set; an `InputError` with what to do where there is none."""
-    folders, files = FILES[name]
-    folder = find_folder(folders, files)
-    if folder is None:
-        debian = ", install Debian's dataset-fashion-mnist" if name == "fashion_mnist" else ""
-        raise InputError(
-            f"no complete copy of {name} found ({', '.join(files)}); put the files under KDNB_DATA/{folders[0]}{debian}, "
-            f"or run `inv download {name}`"
-        )
-    return folder
 
 
 def check_files(name: str) -> None:

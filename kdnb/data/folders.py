@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdnb.crops import random_boxes
+from kdnb.data.crops import random_boxes
 from kdnb.errors import InputError, check_name
 from kdnb.randomness import generator_for
 

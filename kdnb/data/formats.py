@@ -10,45 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from kdnb.errors import InputError
-from kdnb.paths import data_roots
 
 _IDX_TYPES = {0x08: np.uint8, 0x09: np.int8, 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _MAX_BYTES = 2**31  # no data set read whole is larger; a header that asks for more is damaged
-
-
-def find_folder(candidates: list[str], needed: list[str]) -> Path | None:
-    """First folder ROOT/CANDIDATE that holds every needed file (plain or .gz)."""
-    for root in data_roots():
-        for candidate in candidates:
-            folder = root / candidate
-            if all((folder / name).is_file() or (folder / f"{name}.gz").is_file() for name in needed):
-                return folder
-    return None
-
-
-# data sets of pictures: folders searched under each data root, and what must be there
-PICTURE_FOLDERS: dict[str, tuple[list[str], list[str]]] = {
-    "tiny_imagenet": (["tiny-imagenet-200", "tiny_imagenet"], ["train", "val"]),
-    "imagenet": (["imagenet", "ILSVRC2012"], ["train", "val"]),
-    "cub200": (["CUB_200_2011", "cub200"], ["images", "images.txt", "image_class_labels.txt", "train_test_split.txt"]),
-}
-
-
-def find_pictures(name: str) -> Path:
-    """The folder of a data set of pictures.
-
-    Raises:
-        InputError: none of the folders searched has all that must be there.
-    """
-    folders, needed = PICTURE_FOLDERS[name]
-    for root in data_roots():
-        for folder in folders:
-            if all((root / folder / item).exists() for item in needed):
-                return root / folder
-    raise InputError(
-        f"no complete copy of {name} found; put it under KDNB_DATA/{folders[0]}, so that {', '.join(needed)} lie in that folder "
-        "(it is not downloaded for you)"
-    )
 
 
 def _read_bounded(path: Path, limit: int) -> bytes:

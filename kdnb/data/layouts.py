@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kdnb.data import DatasetSpec
 from kdnb.data.folders import FolderSplit
-from kdnb.data.formats import find_pictures
+from kdnb.data.locate import find_pictures
 from kdnb.data.tensors import Dataset
 from kdnb.errors import InputError
 from kdnb.randomness import generator_for

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdnb.data import DatasetSpec
-from kdnb.data.check import locate
 from kdnb.data.formats import read_cifar_batch, read_idx
+from kdnb.data.locate import locate
 from kdnb.errors import InputError
 from kdnb.randomness import generator_for
 
@@ -131,7 +131,7 @@ def _download(name: str) -> None:
     """torchvision's own download into the first writable data root."""
     import torchvision
 
-    from kdnb.paths import data_roots
+    from kdnb.storage.paths import data_roots
 
     kinds = {"fashion_mnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}
     root = data_roots()[0]

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from kdnb.data import DATASETS
-from kdnb.data.check import FILES, check_files
+from kdnb.data.check import check_files
+from kdnb.data.locate import FILES
 from kdnb.errors import InputError
 
 

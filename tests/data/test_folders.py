@@ -3,13 +3,13 @@ import pytest
 import torch
 from PIL import Image
 
-from kdnb import training
-from kdnb.crops import random_boxes
+from kdnb.data.crops import random_boxes
 from kdnb.data.folders import FRAMINGS, FolderSplit, frame, read_picture
 from kdnb.errors import InputError
 from kdnb.models import build
 from kdnb.randomness import generator_for
-from kdnb.training_recipe import Recipe
+from kdnb.training import loop
+from kdnb.training.recipe import Recipe
 
 
 def write_picture(path, height, width, seed=0, mode="RGB", **options):
@@ -223,16 +223,16 @@ def test_training_on_pictures_resumes_bit_for_bit(tmp_path, monkeypatch, stop):
     """Stopped after every step of two epochs, the last step of an epoch included."""
     split = make_split(tmp_path / "pictures")
     recipe = Recipe(epochs=2, batch_size=3, lr=0.1, schedule="constant", flip=True)
-    monkeypatch.setattr(training, "_SAVE_EVERY", -1.0)
+    monkeypatch.setattr(loop, "_SAVE_EVERY", -1.0)
 
     def run(folder):
         torch.manual_seed(0)
         student = build("resnet8w4", 3)
-        training.fit(student, split, split, recipe, folder=folder)
+        loop.fit(student, split, split, recipe, folder=folder)
         return student.state_dict()
 
     whole = run(None)
-    save, saves = training.Checkpointer.save, []
+    save, saves = loop.Checkpointer.save, []
 
     def save_and_stop(saver, step, state):
         save(saver, step, state)
@@ -241,7 +241,7 @@ def test_training_on_pictures_resumes_bit_for_bit(tmp_path, monkeypatch, stop):
             raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.Checkpointer, "save", save_and_stop)
+        patch.setattr(loop.Checkpointer, "save", save_and_stop)
         with pytest.raises(Killed):
             run(tmp_path / "run")
     resumed = run(tmp_path / "run")

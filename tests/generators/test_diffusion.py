@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from kdnb.errors import InputError
-from kdnb.generators import diffusion_training
 from kdnb.generators.diffusion import DiffusionPrior, build_prior, linear_alphas_cumprod, load_prior, save_prior
-from kdnb.generators.diffusion_training import ema_decay_at, train_prior, warm_cosine
 from kdnb.randomness import generator_for
+from kdnb.studies import prior
+from kdnb.studies.prior import ema_decay_at, train_prior, warm_cosine
 
 TINY = {"widths": (8,), "norm_groups": 4, "shuffle": 2}
 
@@ -256,10 +256,10 @@ def test_resumed_training_ends_with_the_same_bits(images, tmp_path, monkeypatch,
     settings = {"steps": 10, "batch_size": 4, "lr": 0.01, "seed": 3}
     whole = train_prior(Dropping(), images, **settings)
 
-    monkeypatch.setattr(diffusion_training, "_SAVE_EVERY", -1.0)
+    monkeypatch.setattr(prior, "_SAVE_EVERY", -1.0)
     for stop in stops:
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(diffusion_training, "progress", _stop_before(stop))
+            patch.setattr(prior, "progress", _stop_before(stop))
             train_prior(Dropping(), images, folder=tmp_path, **settings)
         torch.manual_seed(99)  # another process would not have the old random state
     resumed = train_prior(Dropping(), images, folder=tmp_path, **settings)
@@ -275,7 +275,7 @@ def test_seed_decides_the_draws(images):
 
 
 def test_checkpoints_of_another_recipe_are_refused(images, tmp_path, monkeypatch):
-    monkeypatch.setattr(diffusion_training, "_SAVE_EVERY", -1.0)
+    monkeypatch.setattr(prior, "_SAVE_EVERY", -1.0)
     train_prior(Dropping(), images, steps=2, folder=tmp_path)
     with pytest.raises(InputError, match="another recipe"):
         train_prior(Dropping(), images, steps=3, folder=tmp_path)

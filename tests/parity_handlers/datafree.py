@@ -13,7 +13,7 @@ from kdnb.generators.perturbation import PerturbationGenerator
 from kdnb.generators.reusable import ReusableGenerator
 from kdnb.losses import contrastive, datafree
 from kdnb.models.probes import BatchNormProbe
-from kdnb.samplers.reusable_generator import Synthesizer
+from kdnb.samplers.synthesizer import Synthesizer
 
 
 class TinyTeacher(nn.Module):

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdnb import crops
+from kdnb.data import crops
 from kdnb.losses import bounds, relation, soft_labels, teacher_free, tolerant, zero_cost
 from kdnb.losses.features import pool_to_smaller, vid_loss
 from kdnb.losses.sinkhorn import sinkhorn

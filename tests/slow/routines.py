@@ -17,31 +17,32 @@ from typing import NamedTuple
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from kdnb import (
-    archsearch,
-    attack_study,
-    bounds,
-    datafree,
-    discovery,
-    generator_distillation,
-    methods,
-    softlabels,
-    training,
-)
+from kdnb import methods
 from kdnb.attacks import bit_flip
-from kdnb.checkpoints import state_hash
 from kdnb.data.tensors import Split
-from kdnb.generators import diffusion_training
 from kdnb.losses.soft_labels import compress_labels
+from kdnb.methods.stored_labels import StoredLabels
 from kdnb.models import build
 from kdnb.samplers.cadr import GuidanceConfig
-from kdnb.softlabel_training import ReplaySplit, StoredLabels
-from kdnb.training_recipe import Recipe
+from kdnb.storage.checkpoints import state_hash
+from kdnb.studies import (
+    architecture_search,
+    bfa_attack,
+    elbo_vid,
+    fast_ad,
+    label_store,
+    novel_classes,
+    prior,
+    reusable_generator,
+)
+from kdnb.studies.soft_labels import ReplaySplit
+from kdnb.training import loop
+from kdnb.training.recipe import Recipe
 from tests.generators.test_diffusion import Dropping
-from tests.test_datafree import CONFIG as ONLINE
-from tests.test_datafree import FloatPrior
-from tests.test_generator_distillation import CONFIG as GENERATOR
-from tests.test_generator_distillation import fused
+from tests.studies.test_fast_ad import CONFIG as ONLINE
+from tests.studies.test_fast_ad import FloatPrior
+from tests.studies.test_reusable_generator import CONFIG as GENERATOR
+from tests.studies.test_reusable_generator import fused
 
 
 class Routine(NamedTuple):
@@ -70,21 +71,21 @@ def distillation(name: str, folder: Path | None, **changes) -> dict:
     method = methods.build(name).bind(student, teacher, (3, 16, 16), 10, 8)
     train, test = Split(images(24), torch.arange(24) % 10), Split(images(10, seed=1), torch.arange(10))
     recipe = Recipe(**vars(RECIPE) | changes)
-    found = training.fit(student, train, test, recipe, method=method, teacher=teacher, seed=5, folder=folder)
+    found = loop.fit(student, train, test, recipe, method=method, teacher=teacher, seed=5, folder=folder)
     return {"student": student.state_dict(), "method": method.state_dict(), "history": found.history}
 
 
-def prior(folder: Path | None) -> dict:
+def prior_training(folder: Path | None) -> dict:
     torch.manual_seed(0)
-    fit = diffusion_training.train_prior(Dropping(), images(12, 1, 8), steps=9, batch_size=4, seed=3, folder=folder)
+    fit = prior.train_prior(Dropping(), images(12, 1, 8), steps=9, batch_size=4, seed=3, folder=folder)
     return {"model": fit.prior.model.state_dict(), "losses": fit.losses}
 
 
 def online(folder: Path | None, guided: bool) -> dict:
     teacher, student = network(num_classes=3, channels=1, seed=9).eval(), network(num_classes=3, channels=1)
     test, guidance = Split(images(10, 1, 8), torch.arange(10) % 3), GuidanceConfig(eta=0.3) if guided else None
-    with datafree.diffusion_source(FloatPrior(), (1, 8, 8), teacher=teacher, guidance=guidance, num_steps=3) as source:
-        found = datafree.distil_online(teacher, student, source, (1, 8, 8), 3, test, ONLINE, seed=1, folder=folder)
+    with fast_ad.diffusion_source(FloatPrior(), (1, 8, 8), teacher=teacher, guidance=guidance, num_steps=3) as source:
+        found = fast_ad.distil_online(teacher, student, source, (1, 8, 8), 3, test, ONLINE, seed=1, folder=folder)
     return {"student": student.state_dict(), "history": found.history, "images": found.images, "labels": found.labels}
 
 
@@ -95,10 +96,10 @@ def generator(folder: Path | None, **changes) -> dict:
         fused(),
     )
     config, test = (
-        generator_distillation.GeneratorConfig(**vars(GENERATOR) | {"warmup": 0} | changes),
+        reusable_generator.GeneratorConfig(**vars(GENERATOR) | {"warmup": 0} | changes),
         Split(images(9, 1, 8), torch.arange(9) % 3),
     )
-    found = generator_distillation.distil_from_generator(teacher, student, made, 3, test, config, seed=5, folder=folder)
+    found = reusable_generator.distil_from_generator(teacher, student, made, 3, test, config, seed=5, folder=folder)
     history = [{name: value for name, value in row.items() if name != "elapsed"} for row in found.history]
     return {"student": student.state_dict(), "generator": made.state_dict(), "history": history, "images": found.images}
 
@@ -106,7 +107,7 @@ def generator(folder: Path | None, **changes) -> dict:
 def bit_search(folder: Path | None) -> dict:
     """To the sixth flip: of a thousand classes, chance level is far away."""
     test = Split(images(20, 1, 8, 5), torch.arange(20) % 4)
-    found = attack_study.attack(
+    found = bfa_attack.attack(
         network(num_classes=4, channels=1), images(32, 1, 8), test, 1000, max_flips=6, folder=folder
     )
     return {"rows": found.rows, "trail": found.trail}
@@ -114,19 +115,19 @@ def bit_search(folder: Path | None) -> dict:
 
 def autoencoder(folder: Path | None) -> dict:
     torch.manual_seed(0)
-    model = bounds.VAE((1, 4, 4), num_latents=3, hidden=8)
-    rows = bounds.train_vae(model, images(24, 1, 4), images(8, 1, 4, 1), epochs=3, batch_size=8, folder=folder)
+    model = elbo_vid.VAE((1, 4, 4), num_latents=3, hidden=8)
+    rows = elbo_vid.train_vae(model, images(24, 1, 4), images(8, 1, 4, 1), epochs=3, batch_size=8, folder=folder)
     return {"model": model.state_dict(), "rows": rows}
 
 
 def vid_bound(folder: Path | None) -> dict:
-    return {"rows": bounds.vid_bound_on_pairs(0.8, 2, steps=9, batch_size=8, folder=folder)}
+    return {"rows": elbo_vid.vid_bound_on_pairs(0.8, 2, steps=9, batch_size=8, folder=folder)}
 
 
-def label_store(folder: Path | None, tmp: Path | None = None) -> dict:
+def making_labels(folder: Path | None, tmp: Path | None = None) -> dict:
     """Without a folder of its own there is no store; the uninterrupted one is made in `tmp`."""
     pictures, teacher = images(18, 1, 8), network(num_classes=6, channels=1)
-    store = softlabels.make_store(folder or tmp, pictures, teacher, num_crops=3, batch_size=6, images_per_shard=2)
+    store = label_store.make_store(folder or tmp, pictures, teacher, num_crops=3, batch_size=6, images_per_shard=2)
     return {
         "boxes": store.boxes,
         "flips": store.flips,
@@ -140,7 +141,7 @@ def replay(folder: Path | None) -> dict:
     """FKD training on stored labels."""
     pictures, crops = images(12, 1, 8), torch.rand(12, 4, 3, generator=torch.Generator().manual_seed(0)).softmax(-1)
     kept, boxes = compress_labels(crops, "marginal_smoothing_k2"), torch.tensor([0.0, 0.0, 0.75, 0.75]).repeat(12, 4, 1)
-    store = softlabels.LabelStore(
+    store = label_store.LabelStore(
         "marginal_smoothing_k2", 3, boxes, torch.zeros(12, 4, dtype=torch.bool), kept.indices.int(), kept.probs, {}
     )
     train, student = (
@@ -148,33 +149,35 @@ def replay(folder: Path | None) -> dict:
         network(num_classes=3, channels=1),
     )
     test, recipe = Split(pictures, torch.arange(12) % 3), Recipe(epochs=3, batch_size=8, lr=0.02)
-    found = training.fit(student, train, test, recipe, method=StoredLabels(), seed=5, folder=folder)
+    found = loop.fit(student, train, test, recipe, method=StoredLabels(), seed=5, folder=folder)
     return {"student": student.state_dict(), "history": found.history}
 
 
 def search(folder: Path | None) -> dict:
-    space = archsearch.SearchSpace(depths=(8, 14), widths=((4, 8), (4, 8), (8,)))
-    score = archsearch.diswot_scorer(
+    space = architecture_search.SearchSpace(depths=(8, 14), widths=((4, 8), (4, 8), (8,)))
+    score = architecture_search.diswot_scorer(
         partial(build, "resnet20", 3, 1, depth=8, widths=(8, 8, 8, 8)),
         images(6, 1, 8),
         torch.arange(6) % 3,
         3,
         in_channels=1,
     )
-    history = archsearch.evolve(score, space, population=3, tournament=2, budget=12, folder=folder)
+    history = architecture_search.evolve(score, space, population=3, tournament=2, budget=12, folder=folder)
     return {"history": [{"architecture": str(one.architecture), "score": one.score} for one in history]}
 
 
-def novel_classes(folder: Path | None) -> dict:
+def discovery(folder: Path | None) -> dict:
     """Both stages: four known classes, then two more without labels."""
     pictures, labels, recipe = images(36, 1, 8), torch.arange(36) % 6, Recipe(epochs=3, batch_size=8, lr=0.02)
     known, new, test = labels < 4, labels >= 4, Split(images(12, 1, 8, 1), torch.arange(12) % 6)
     unlabelled = Split(pictures[new], torch.full((12,), -1))
-    task = discovery.Task(4, 2, Split(pictures[known], labels[known]), unlabelled, test, test.subset(test.labels < 4))
-    old = discovery.CosineNet(network(num_classes=6, channels=1), 4, 1)
+    task = novel_classes.Task(
+        4, 2, Split(pictures[known], labels[known]), unlabelled, test, test.subset(test.labels < 4)
+    )
+    old = novel_classes.CosineNet(network(num_classes=6, channels=1), 4, 1)
     stages = [folder and folder / name for name in ("known", "all")]
-    first = training.fit(old, task.known, task.test_known, recipe, seed=5, folder=stages[0])
-    found, second = discovery.discover(old, task, recipe, num_heads=2, seed=5, folder=stages[1])
+    first = loop.fit(old, task.known, task.test_known, recipe, seed=5, folder=stages[0])
+    found, second = novel_classes.discover(old, task, recipe, num_heads=2, seed=5, folder=stages[1])
     return {
         "old": old.state_dict(),
         "new": found.state_dict(),
@@ -210,7 +213,7 @@ ROUTINES: dict[str, Routine] = {
     },
     "averaged weights": Routine(partial(distillation, "kd", ema_decay=0.9)),
     "bf16": Routine(partial(distillation, "kd", precision="bf16")),
-    "prior": Routine(prior),
+    "prior": Routine(prior_training),
     "Fast-AD": Routine(partial(online, guided=False), epochs=4),
     "Fast-AD, guided": Routine(partial(online, guided=True), epochs=4),
     "reusable generator": Routine(generator, epochs=4),
@@ -218,10 +221,10 @@ ROUTINES: dict[str, Routine] = {
     "bit search": Routine(bit_search, tick=(bit_flip.ProgressiveBitSearch, "step")),
     "VAE": Routine(autoencoder),
     "VID bound": Routine(vid_bound),
-    "label store": Routine(label_store, tick=(softlabels, "_ask")),
+    "label store": Routine(making_labels, tick=(label_store, "_ask")),
     "replay of labels": Routine(replay),
-    "search": Routine(search, tick=(archsearch, "diswot_score"), epochs=1),
-    "discovery": Routine(novel_classes, epochs=6),
+    "search": Routine(search, tick=(architecture_search, "diswot_score"), epochs=1),
+    "discovery": Routine(discovery, epochs=6),
 }
 
 

@@ -21,22 +21,25 @@ from typing import Any, NamedTuple
 
 import torch
 
-from kdnb import attack_study, execute, generator_loop, kernel
-from kdnb.attack_study import attack
-from kdnb.checkpoints import Checkpointer, artifact, load_state, save_state
 from kdnb.data.tensors import Split
 from kdnb.errors import InputError
-from kdnb.execute import read_outcome, run_notebook
-from kdnb.files import read_record, write_record
 from kdnb.parameters import Parameters
-from kdnb.planning import Plan
-from kdnb.records import read_run
+from kdnb.reports.outcome import read_outcome
+from kdnb.reports.run_files import read_run
+from kdnb.runner import execute, kernel
+from kdnb.runner.execute import run_notebook
+from kdnb.runner.plan import Plan
 from kdnb.runs import Run
 from kdnb.samplers.replay_buffer import ReplayBuffer
-from kdnb.softlabels import make_store, open_store
+from kdnb.storage.cache import artifact
+from kdnb.storage.checkpoints import Checkpointer, load_state, save_state
+from kdnb.storage.files import read_record, write_record
+from kdnb.studies import bfa_attack, generator_loop
+from kdnb.studies.bfa_attack import attack
+from kdnb.studies.label_store import make_store, open_store
 from tests.slow.routines import digest, images, network
-from tests.test_generator_loop import CONFIG, fused
-from tests.test_softlabels import IMAGES, SETTINGS, Teacher
+from tests.studies.test_generator_loop import CONFIG, fused
+from tests.studies.test_label_store import IMAGES, SETTINGS, Teacher
 
 CUTS = 16  # places inside a write
 NOTHING = "nothing"
@@ -231,7 +234,7 @@ def trail(folder: Path, mark: Callable[[], None]) -> None:
         save_state(*arguments, **keywords)
         mark()
 
-    attack_study.save_state = save
+    bfa_attack.save_state = save
     mark()
     attack(
         network(num_classes=4, channels=1),

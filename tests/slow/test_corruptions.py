@@ -16,24 +16,25 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from kdnb.attack_study import attack
-from kdnb.checkpoint_header import check_classes
-from kdnb.checkpoints import Checkpointer, artifact, load_state, save_state
 from kdnb.data.folders import read_picture
 from kdnb.data.formats import read_cifar_batch, read_idx
 from kdnb.data.tensors import Split
 from kdnb.errors import InputError
-from kdnb.files import read_record, write_record
-from kdnb.generator_loop import _refill
-from kdnb.importers import read_weights
-from kdnb.records import read_run
+from kdnb.reports.run_files import read_run
 from kdnb.runs import Run
 from kdnb.samplers.replay_buffer import ReplayBuffer
-from kdnb.softlabels import make_store
+from kdnb.storage.cache import artifact
+from kdnb.storage.checkpoints import Checkpointer, load_state, save_state
+from kdnb.storage.files import read_record, write_record
+from kdnb.storage.header import check_classes
+from kdnb.studies.bfa_attack import attack
+from kdnb.studies.generator_loop import _refill
+from kdnb.studies.label_store import make_store
+from kdnb.training.importers import read_weights
 from tests.slow.routines import digest, images, network
 from tests.slow.savers import read_store, state
-from tests.test_generator_loop import CONFIG, run
-from tests.test_softlabels import IMAGES, SETTINGS, Teacher
+from tests.studies.test_generator_loop import CONFIG, run
+from tests.studies.test_label_store import IMAGES, SETTINGS, Teacher
 
 EACH = 900  # corruptions of every file
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]

@@ -9,11 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from kdnb.execute import plan, run_notebook
+from kdnb.runner.execute import run_notebook
+from kdnb.runner.plan import plan
 
 FIXTURES = Path(__file__).parent.parent / "notebooks"
 CONSECUTIVE, AT_ONCE, ROUNDS = 200, 8, 20
-RUN = "import sys; from kdnb.execute import plan, run_notebook; sys.exit(run_notebook(plan('fine', overrides={'seed': int(sys.argv[1])})).exit_code)"
+RUN = """import sys
+from kdnb.runner.execute import run_notebook
+from kdnb.runner.plan import plan
+
+sys.exit(run_notebook(plan('fine', overrides={'seed': int(sys.argv[1])})).exit_code)
+"""
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 

@@ -1,0 +1,77 @@
+"""Execution.json: how a run ended."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdnb.errors import InputError
+from kdnb.runner.plan import plan as plan
+from kdnb.storage.files import read_record
+
+EXIT_CODES = {"ok": 0, "failed": 1, "bad_input": 2, "killed": 4, "timeout": 5, "interrupted": 130}
+
+
+@dataclass
+class Outcome:
+    """How a run ended; the content of execution.json.
+
+    Attributes:
+        status: ok, bad_input, failed, killed (the kernel died), timeout or interrupted.
+        seconds, peak_memory_mib: of this execution; memory of the kernel process.
+        cell, source: number and source of the cell it ended in, where it did not end well.
+        message: one sentence on what went wrong.
+    """
+
+    status: str
+    folder: Path
+    seconds: float = 0.0
+    peak_memory_mib: int | None = None
+    cell: int | None = None
+    source: str = ""
+    message: str = ""
+
+    @property
+    def exit_code(self) -> int:
+        return EXIT_CODES[self.status]
+
+    @property
+    def next_step(self) -> str:
+        if self.status == "ok":
+            return ""
+        if self.status == "bad_input":
+            return "correct the input and run again"
+        if self.status == "failed":
+            return "look at notebook.ipynb in the run folder; once the cause is gone, the same command continues from the last checkpoint"
+        return "run the same command again; it continues from the last checkpoint"
+
+    def describe(self) -> str:
+        """A few lines for a terminal."""
+        if self.status == "ok":
+            return f"ok in {self.seconds:.0f} s, peak memory {self.peak_memory_mib or '?'} MiB"
+        if self.status == "bad_input":
+            return self.message
+        quoted = "".join(f"\n    | {line}" for line in self.source.splitlines()[:12])
+        place = f" in cell [{self.cell}]:{quoted}" if self.cell else ""
+        return f"{self.status} after {self.seconds:.0f} s{place}\n  {self.message}\n  next: {self.next_step}"
+
+
+def read_outcome(folder: Path) -> dict[str, Any]:
+    """What execution.json says, {} without a whole one; a run that is recorded as running by a process that is gone was killed."""
+    try:
+        record = read_record(folder / "execution.json")
+    except InputError:
+        return {}
+    if record.get("status") == "running" and not _alive(record.get("pid", 0)):
+        record |= {"status": "killed", "exit_code": EXIT_CODES["killed"], "message": "the runner was killed"}
+    return record
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's process, so there is one
+        return True
+    return pid > 0

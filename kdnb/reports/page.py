@@ -1,0 +1,221 @@
+"""A page about many runs: one table of numbers with their seeds, the figures, what they were made with, and the notebooks themselves.
+
+`index.html` stands alone (style and figures are inside); `notebooks/*.html` beside it are the executed notebooks, `results.csv` holds
+the single values (notebook,metric,value,seed). Everything that comes from a run is escaped.
+"""
+
+import base64
+import csv
+import io
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kdnb.errors import InputError, check_name
+from kdnb.reports.checklist import checklist, provenance
+from kdnb.reports.run_files import COLUMNS, RunFiles, find_runs, read_run, runs_beside
+from kdnb.storage.files import atomic_write
+from kdnb.storage.naming import canonical, plain_name
+from kdnb.storage.paths import outputs_root
+
+_MAX_FIGURE = 2_000_000  # bytes of a figure that goes into the page
+
+
+class Summary(NamedTuple):
+    """One metric of one experiment over its seeds."""
+
+    notebook: str
+    variant: str  # the parameters in which experiments of a notebook differ
+    metric: str
+    values: list[tuple[str, float]]  # (seed, value)
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(value for _, value in self.values)
+
+    @property
+    def std(self) -> float | None:
+        """Sample standard deviation; None for one seed."""
+        return statistics.stdev(value for _, value in self.values) if len(self.values) > 1 else None
+
+    @property
+    def text(self) -> str:
+        return f"{self.mean:.4g}" + ("" if self.std is None else f" ± {self.std:.2g}")
+
+
+# --- summing up ----------------------------------------------------------------------------------------------------------------
+
+
+def summarize(runs: Iterable[RunFiles]) -> list[Summary]:
+    """Metrics by experiment: runs of a notebook that differ in nothing but the seed are one experiment."""
+    runs = list(runs)
+    found: dict[tuple, Summary] = {}
+    for run in runs:
+        siblings = [other.recipe for other in runs if other.notebook == run.notebook]
+        for row in run.results:
+            key = (run.notebook, canonical(run.recipe), row["metric"])
+            found.setdefault(key, Summary(run.notebook, _difference(run.recipe, siblings), row["metric"], []))
+            found[key].values.append((row["seed"], float(row["value"])))
+    return list(found.values())
+
+
+def _difference(recipe: dict[str, Any], siblings: list[dict[str, Any]]) -> str:
+    """`name=value` of the parameters that are not the same in all experiments of the notebook."""
+    names = [name for name in recipe if any(other.get(name) != recipe[name] for other in siblings)]
+    return ", ".join(f"{name}={recipe[name]}" for name in names)
+
+
+class Paired(NamedTuple):
+    """One metric of an experiment against the baseline, over the seeds that both ran with: see `kdnb.intervals.paired_difference`."""
+
+    notebook: str
+    variant: str
+    metric: str
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+def differences(summaries: Iterable[Summary], baseline: str) -> list[Paired]:
+    """Every experiment minus the baseline of its notebook, metric by metric and seed by seed, with 95 % intervals.
+
+    Args:
+        baseline: the experiment to compare with, as the table names it, such as "method=kd".
+    Raises:
+        InputError: no experiment of that name.
+    """
+    from kdnb.intervals import paired_difference
+
+    summaries = list(summaries)
+    check_name("baseline", baseline, dict.fromkeys(row.variant for row in summaries if row.variant))
+    base = {(row.notebook, row.metric): dict(row.values) for row in summaries if row.variant == baseline}
+    found = []
+    for row in summaries:
+        shared = {seed: value for seed, value in row.values if seed in base.get((row.notebook, row.metric), {})}
+        if row.variant == baseline or not shared:
+            continue
+        pairs = [
+            {"setting": name, "seed": seed, row.metric: values[seed]}
+            for name, values in ((row.variant, shared), (baseline, base[row.notebook, row.metric]))
+            for seed in shared
+        ]
+        found.append(
+            Paired(row.notebook, row.variant, row.metric, *paired_difference(pairs, row.variant, baseline, row.metric))
+        )
+    return found
+
+
+# --- writing -------------------------------------------------------------------------------------------------------------------
+
+
+def build_report(runs: Iterable[Path], folder: Path, title: str, baseline: str = "") -> Path:
+    """Write index.html, results.csv and notebooks/*.html into `folder`.
+
+    Args:
+        runs: run folders, in the order in which they appear.
+        title: heading of the page.
+        baseline: an experiment with which the others are compared seed by seed; empty: none.
+    Returns:
+        The path of index.html.
+    Raises:
+        InputError: an unknown baseline.
+    """
+    found = [read_run(path) for path in runs]
+    folder, summaries = Path(folder), summarize(found)
+    pairs = differences(summaries, baseline) if baseline else []
+    atomic_write(folder / "results.csv", _csv(found))
+    pages = [_notebook_page(run, folder / "notebooks") for run in found]
+    sections = [
+        {
+            "run": run,
+            "page": page,
+            "figures": _figures(run.folder),
+            "provenance": provenance(run),
+            "checklist": checklist(run, found),
+        }
+        for run, page in zip(found, pages, strict=True)
+    ]
+    page = _template().render(title=title, summaries=summaries, baseline=baseline, pairs=pairs, sections=sections)
+    atomic_write(folder / "index.html", page.encode())
+    return folder / "index.html"
+
+
+def report(profile: str, baseline: str = "") -> Path:
+    """The page of all runs of a profile, outputs/PROFILE/report/index.html."""
+    runs = find_runs(profile)
+    if not runs:
+        raise InputError(f"no runs of profile {profile} found; start one with `inv run NOTEBOOK --profile {profile}`")
+    return build_report(
+        runs, outputs_root() / plain_name("profile", profile) / "report", f"kdnb, {profile} profile", baseline
+    )
+
+
+def write_run_page(folder: Path) -> Path:
+    """The reproducibility report of one run, report.html in its own folder: what it was made with, and what its numbers rest on."""
+    run = read_run(folder)
+    section = {
+        "run": run,
+        "page": "",
+        "figures": _figures(run.folder),
+        "provenance": provenance(run),
+        "checklist": checklist(run, map(read_run, runs_beside(run.folder))),
+    }
+    page = _template().render(
+        title=f"{run.notebook}, {run.folder.name}",
+        summaries=summarize([run]),
+        baseline="",
+        pairs=[],
+        sections=[section],
+    )
+    atomic_write(run.folder / "report.html", page.encode())
+    return run.folder / "report.html"
+
+
+def _csv(runs: list[RunFiles]) -> bytes:
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for run in runs:
+        writer.writerows(run.results)
+    return buffer.getvalue().encode()
+
+
+def _figures(folder: Path) -> list[tuple[str, str]]:
+    """(name, data address) of the run's figures."""
+    files = [path for path in sorted((folder / "figures").glob("*.png")) if path.stat().st_size <= _MAX_FIGURE]
+    return [(path.stem, "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()) for path in files]
+
+
+def _notebook_page(run: RunFiles, folder: Path) -> str:
+    """The executed notebook as HTML; its address relative to the report, empty if there is none or it can't be read."""
+    source = run.folder / "notebook.ipynb"
+    if not source.is_file():
+        return ""
+    import nbformat
+    from jinja2 import DictLoader
+    from nbconvert import HTMLExporter
+
+    # scripts that our notebooks don't need are left out; formulas are set by MathJax where there is a network
+    page = (
+        "{% extends 'lab/index.html.j2' %}{% block html_head_js_requirejs %}{% endblock %}"
+        "{% block html_head_js_mermaidjs %}{% endblock %}"
+    )
+    exporter = HTMLExporter(extra_loaders=[DictLoader({"page.j2": page})], template_file="page.j2", sanitize_html=True)
+    try:
+        body, _ = exporter.from_notebook_node(nbformat.read(source, as_version=4))
+    except (OSError, ValueError):
+        return ""
+    name = f"{run.notebook}-{run.folder.name}.html"
+    atomic_write(folder / name, body.encode())
+    return f"notebooks/{name}"
+
+
+def _template():
+    from jinja2 import Environment, FileSystemLoader
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("page.html.j2")

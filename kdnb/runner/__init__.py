@@ -1,0 +1,1 @@
+"""Notebooks run headless: planned, executed, kept, verified."""

@@ -1,0 +1,148 @@
+"""Run notebooks headless: everything that can be refused is refused before a kernel starts, everything else is recorded.
+
+    plan = execute.plan("01_teacher", profile="quick", overrides={"epochs": 5})    under a second; InputError if anything is wrong
+    outcome = execute.run_notebook(plan)                                           papermill; never raises for what a notebook does
+
+A run folder gets `notebook.ipynb` (as far as it came), `execution.json` (how it ended) and, where the kernel said something outside
+the notebook, `kernel.log`. papermill's own status is not used: it calls a notebook completed whose kernel was killed.
+"""
+
+import hashlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from kdnb.errors import InputError
+from kdnb.reports.outcome import Outcome
+from kdnb.runner.plan import Plan
+from kdnb.runner.plan import plan as plan
+from kdnb.storage.files import write_record
+
+
+def run_notebook(plan: Plan, limit: float | None = None) -> Outcome:
+    """Execute a planned notebook and record how it ended.
+
+    Args:
+        limit: seconds after which the run is stopped (first interrupted, then killed); None: no limit.
+    Returns:
+        The outcome; a failing notebook is an outcome, not an exception.
+    Raises:
+        InputError: the run folder can't be written.
+    """
+    from kdnb.runner.kernel import Watch, execute
+
+    try:
+        plan.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"the run folder can't be made: {error.strerror}") from error
+    with _only_runner(plan), _terminate_as_interrupt():
+        record = {
+            "notebook": plan.notebook,
+            "profile": plan.profile,
+            "parameters": plan.parameters,
+            "notebook_hash": notebook_hash(plan.path),
+            "pid": os.getpid(),
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        write_record(plan.folder / "execution.json", record | {"status": "running"})
+        started = time.monotonic()
+        watch = Watch(plan.notebook, limit)
+        try:
+            outcome = Outcome("ok", plan.folder)
+            execute(plan, watch)
+        except BaseException as error:  # a notebook may end in any way; each has its name
+            outcome = _classify(error, watch, plan.folder)
+        finally:
+            watch.close()
+        outcome.seconds, outcome.peak_memory_mib = round(time.monotonic() - started, 1), watch.peak_memory_mib
+        ending = {
+            "status": outcome.status,
+            "exit_code": outcome.exit_code,
+            "seconds": outcome.seconds,
+            "peak_memory_mib": outcome.peak_memory_mib,
+            "cell": outcome.cell,
+            "source": outcome.source,
+            "message": outcome.message,
+            "next": outcome.next_step,
+        }
+        write_record(plan.folder / "execution.json", record | ending)
+    return outcome
+
+
+def _classify(error: BaseException, watch: Any, folder: Path) -> Outcome:
+    """The outcome that an exception out of papermill stands for."""
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
+    from kdnb.runner.kernel import EarlyExit
+
+    outcome = Outcome(
+        "failed", folder, cell=watch.cell, source=watch.source, message=f"{type(error).__name__}: {error}".strip(": ")
+    )
+    if watch.timed_out:
+        outcome.status, outcome.message = "timeout", f"stopped after the limit of {watch.limit:g} s"
+    elif isinstance(error, KeyboardInterrupt):
+        outcome.status, outcome.message = "interrupted", "stopped from outside"
+    elif isinstance(error, EarlyExit) or (isinstance(error, DeadKernelError) and watch.process.poll() == 0):
+        outcome.message = "a cell called exit(); the cells after it did not run"
+    elif isinstance(error, DeadKernelError):
+        outcome.status, outcome.message = "killed", watch.death()
+    elif isinstance(error, PapermillExecutionError):
+        outcome.cell, outcome.source = error.exec_count, error.source
+        outcome.message = f"{error.ename}: {error.evalue}"
+        if error.ename == "InputError":
+            outcome.status, outcome.message = "bad_input", error.evalue
+    return outcome
+
+
+def notebook_hash(path: Path) -> str:
+    """First 16 hex digits of the sha256 over the code of a notebook; text and stored outputs don't count."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    return hashlib.sha256("\0".join(code).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def _only_runner(plan: Plan) -> Iterator[None]:
+    """One runner at a time writes into a run folder; a second one waits, and then finds most of the work done."""
+    lock = FileLock(plan.folder / "execution.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(
+            f"another process is running {plan.notebook} with these parameters; waiting for it to end",
+            file=sys.stderr,
+            flush=True,
+        )
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _terminate_as_interrupt() -> Iterator[None]:
+    """SIGTERM ends a run as Ctrl-C does, so that it is recorded and the kernel is stopped."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

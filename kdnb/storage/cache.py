@@ -1,0 +1,38 @@
+"""Made once for a recipe, then read."""
+
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from kdnb.errors import InputError
+from kdnb.storage.checkpoints import Checkpointer, load_state, save_state
+from kdnb.storage.files import sweep, write_json
+from kdnb.storage.naming import recipe_key
+from kdnb.storage.paths import cache_root
+
+
+def artifact(kind: str, recipe: Mapping, make: Callable[[Path], Any], root: Path | None = None) -> Any:
+    """The state made by an identical recipe before, or `make(progress_folder)` now.
+
+    The folder is `ROOT/kind/KEY/` with `recipe.json` and `state.safetensors`; KEY is the hash of the recipe. A lock makes a second
+    process wait for the first instead of training the same thing; a killed maker leaves its progress behind and the next one goes on
+    from there.
+    """
+    folder = (root or cache_root()) / kind / recipe_key(recipe)
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "lock"):
+        sweep(folder)
+        path, purpose = folder / "state.safetensors", f"{kind} {folder.name}"
+        if path.exists():
+            try:
+                return load_state(path, purpose)
+            except InputError as error:
+                warnings.warn(f"{kind} artifact: {error}; it is made anew", stacklevel=2)
+        write_json(folder / "recipe.json", {"kind": kind, **recipe})
+        state = make(folder / "progress")
+        save_state(path, state, purpose)
+        Checkpointer(folder / "progress").clear()
+        return load_state(path, purpose)  # what every later caller sees

@@ -1,0 +1,47 @@
+"""Recipes as text and as hashes: what names an artifact and a run folder."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kdnb.errors import InputError
+from kdnb.storage.paths import outputs_root
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys and no blanks: equal recipes give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def recipe_key(recipe: Mapping) -> str:
+    """First 16 hex digits of the sha256 of the canonical recipe."""
+    return hashlib.sha256(canonical(recipe).encode()).hexdigest()[:16]
+
+
+def run_name(parameters: Mapping) -> str:
+    """`seedS-HASH`: the folder name that identical parameters always get."""
+    return f"seed{parameters.get('seed', 0)}-{recipe_key(dict(parameters))[:10]}"
+
+
+def run_folder(profile: str, notebook: str, parameters: Mapping) -> Path:
+    """outputs/PROFILE/NOTEBOOK/RUN.
+
+    Raises:
+        InputError: a part that is no plain name and could lead elsewhere.
+    """
+    return (
+        outputs_root()
+        / plain_name("profile", profile)
+        / plain_name("notebook", notebook)
+        / plain_name("run", run_name(parameters))
+    )
+
+
+def plain_name(kind: str, name: str) -> str:
+    """`name` if it can only be a folder's own name: letters, digits, `-`, `_` and `.`, no dot first."""
+    if not re.fullmatch(r"[\w-][\w.-]*", name):
+        raise InputError(f"the name of a {kind} is made of letters, digits, '-', '_' and '.', got {name!r}")
+    return name

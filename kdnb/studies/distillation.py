@@ -1,0 +1,137 @@
+"""Which method helps this student? Methods and seeds under one recipe, each trained once and kept in the artifact cache.
+
+A killed comparison continues where it was: finished students come from the cache, the one in progress from its last checkpoint. Students
+of the same recipe are shared by all experiments that ask for them, the baselines above all.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdnb import methods
+from kdnb.data.tensors import Dataset
+from kdnb.losses import region_logits
+from kdnb.training.distil import Distilled, Setting, _bound, distil
+from kdnb.training.recipe import Recipe
+from kdnb.training.teachers import Trained
+
+BASELINES = {"student alone": "ce", "plain KD": "kd"}  # at their published settings, in every comparison
+
+
+def one_at_a_time(setting: Setting) -> dict[str, dict[str, Setting]]:
+    """The method with one hyper-parameter changed and the rest as they are: scales; temperature halved and doubled; weight a third and
+    threefold. Only what the method has; the setting itself is among them.
+
+    >>> [made.hyper for made in one_at_a_time(Setting("kd"))["temperature"].values()]
+    [{'temperature': 2.0}, {'temperature': 4.0}, {'temperature': 8.0}]
+    """
+    hyper = methods.build(setting.method, **setting.hyper).hyper
+    values = {"scales": [[1], [1, 2], [1, 2, 4]]} if "scales" in hyper else {}
+    values |= {
+        name: [hyper[name] / factor, hyper[name], hyper[name] * factor]
+        for name, factor in (("temperature", 2), ("kd_weight", 3))
+        if name in hyper
+    }
+    return {
+        name: {_text(value): Setting(setting.method, setting.hyper | {name: value}) for value in choices}
+        for name, choices in values.items()
+    }
+
+
+def _text(value: float | list) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else f"{value:g}"
+
+
+def compare(
+    settings: Mapping[str, Setting],
+    student: str,
+    teacher: Trained,
+    data: Dataset,
+    recipe: Recipe,
+    seeds: Sequence[int],
+    *,
+    omitted_class: int | None = None,
+) -> list[dict]:
+    """Train every setting with every seed, the two baselines first, and measure what came out.
+
+    Args:
+        settings: by the name they have in tables; the baselines "student alone" and "plain KD" need not be given.
+        teacher: in eval mode; student, recipe, seeds, omitted_class: as `distil`.
+    Returns:
+        One row per setting and seed:
+            top1, best_top1: accuracy after the last epoch, and the best there was (chosen on the test set, so no headline).
+            omitted_top1: accuracy on the test images of the class that was left out; absent without one.
+            agreement: share of test images on which student and teacher name the same class.
+            kl_to_teacher: mean KL(teacher || student) at temperature 1, nats.
+            extra_parameters: of the method, beside the student's own.
+            seconds: of training, as measured when it happened. recipe, teacher: their hashes.
+    Raises:
+        InputError: as `distil`, for any of the settings before the first is trained.
+    """
+    settings = {name: Setting(method) for name, method in BASELINES.items()} | dict(settings)
+    for setting in settings.values():
+        _bound(setting, student, teacher, data, recipe, seed=0)
+    cells = [(name, setting, seed) for name, setting in settings.items() for seed in seeds]
+    rows = []
+    for number, (name, setting, seed) in enumerate(cells, start=1):
+        made = distil(
+            setting,
+            student,
+            teacher,
+            data,
+            recipe,
+            seed=seed,
+            omitted_class=omitted_class,
+            description=f"{name}, seed {seed} ({number} of {len(cells)})",
+        )
+        best = max(row["top1"] for row in made.history if "top1" in row)
+        rows.append(
+            {
+                "setting": name,
+                "method": setting.method,
+                "seed": seed,
+                "top1": made.history[-1]["top1"],
+                "best_top1": best,
+            }
+            | measure(made, teacher.model, data, omitted_class)
+            | {
+                "extra_parameters": made.method.extra_parameters(),
+                "seconds": round(made.seconds, 1),
+                "recipe": made.key,
+                "teacher": teacher.hash,
+            }
+        )
+    return rows
+
+
+@torch.inference_mode()
+def look(model: nn.Module, images: Tensor, scales: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """What a network says about images (B, K) and about their regions (B, K, M), by its own classifier (`kdnb.losses.region_logits`)."""
+    features = model(images, return_features=True)
+    regions = region_logits(features.final_map, model.head.weight, model.head.bias, scales)
+    return features.logits.clone(), regions.clone()
+
+
+@torch.inference_mode()
+def measure(
+    made: Distilled, teacher: nn.Module, data: Dataset, omitted_class: int | None = None, batch_size: int = 500
+) -> dict[str, float]:
+    """What a student took over from its teacher, on the test split: see `compare`."""
+    sums = torch.zeros(4, dtype=torch.float64, device=data.test.device)
+    for images, labels in data.test.batches(batch_size):
+        logits_s, logits_t = made.logits(images).float(), teacher(images).float()
+        guess = logits_s.argmax(dim=1)
+        omitted = labels == (-1 if omitted_class is None else omitted_class)
+        kl = F.kl_div(logits_s.log_softmax(dim=1), logits_t.log_softmax(dim=1), reduction="sum", log_target=True)
+        sums += torch.stack(
+            [(guess == logits_t.argmax(dim=1)).sum(), kl, (omitted & (guess == labels)).sum(), omitted.sum()]
+        ).double()
+    agreement, kl, found, omitted = sums.tolist()
+    row = {"agreement": agreement / len(data.test), "kl_to_teacher": kl / len(data.test)}
+    return row if omitted_class is None else row | {"omitted_top1": found / omitted if omitted else math.nan}
+
+
+# --- statistics ----------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,304 @@
+"""Distillation from a generator that learns to please the teacher: no data and no prior. The loop of AEAHL-RG and Fast-Datafree.
+
+for every round:  images = synthesizer(z)  (one update of the generator);  pool.push(images)
+                  from round `warmup` on:  x ~ pool;  student <- SGD on KD(student(x), teacher(x)) [+ hard loss]
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from kdnb.attacks.hard_loss import EPSILON, PerturbationTrainer, hard_batch
+from kdnb.data.augmentation import augment
+from kdnb.data.tensors import Split
+from kdnb.errors import InputError, check_name
+from kdnb.generators.latent import draw_latents, refresh_batch_norm
+from kdnb.generators.perturbation import PerturbationGenerator
+from kdnb.losses import kd_loss
+from kdnb.losses.datafree import hard_mix_loss
+from kdnb.progress import progress
+from kdnb.randomness import generator_for, random_state, seed_everything, set_random_state
+from kdnb.samplers.replay_buffer import ReplayBuffer
+from kdnb.samplers.synthesizer import Synthesizer
+from kdnb.storage.checkpoints import Checkpointer, load_state, save_state
+from kdnb.training.evaluation import evaluate
+from kdnb.training.student_phase import student_phase
+
+HARD_LOSSES = ("none", "no_aea", "aea")
+_SAVE_EVERY = 20.0  # seconds
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """Constants of the loop; the defaults are the published CIFAR setting with a ResNet-34 teacher (see `released_weights`).
+
+    Attributes:
+        epochs: rounds; each makes one batch of images.
+        warmup: rounds before the student starts; the adversarial term starts one round earlier, as released.
+        latent_dim, width: of the generator. generator: "reusable" (two branches, decoder) or "latent" (one branch alone).
+        twin_branches: the released code's identical branches in mode `anew`, see `ReusableGenerator`.
+        synthesis_batch, inner_steps, lr_generator, lr_latent, bn_weight, oh_weight, adv_weight, bn_momentum, meta_update: of `Synthesizer`.
+        pool_size: images the pool holds; the oldest leave first. Released: all that are made.
+        student_steps, batch_size: SGD steps a round and images a step.
+        lr, final_lr, momentum, weight_decay: SGD with a cosine over the rounds that have a student phase.
+        temperature: tau of the distillation loss.
+        hard_loss: "none": KD alone; "no_aea": kd_weight KD + ce_weight CE to the teacher's own label; "aea": the same on batches with
+            adversarial examples, made by a perturbation network that learns along with the generator (`attacks.hard_loss`).
+        kd_weight, ce_weight: of the two hard losses.
+        epsilon, probability: bound and share of the adversarial examples. perturbation_width, perturbation_blocks: size of the network.
+        crop_padding, flip: augmentation of what teacher and student see, in synthesis and in distillation.
+        eval_every: rounds between evaluations; the last is always evaluated.
+    """
+
+    epochs: int = 420
+    warmup: int = 20
+    generator: str = "reusable"
+    latent_dim: int = 256
+    width: int = 64
+    twin_branches: bool = False
+    synthesis_batch: int = 256
+    inner_steps: int = 10
+    lr_generator: float = 2e-3
+    lr_latent: float = 1e-2
+    bn_weight: float = 10.0
+    oh_weight: float = 0.5
+    adv_weight: float = 1.33
+    bn_momentum: float = 0.9
+    meta_update: str = "fomaml"
+    pool_size: int = 107_520
+    student_steps: int = 400
+    batch_size: int = 256
+    lr: float = 0.2
+    final_lr: float = 2e-4
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    temperature: float = 20.0
+    hard_loss: str = "none"
+    kd_weight: float = 0.9
+    ce_weight: float = 0.1
+    epsilon: float = EPSILON
+    probability: float = 0.001
+    perturbation_width: int = 64
+    perturbation_blocks: int = 6
+    crop_padding: int = 4
+    flip: bool = True
+    eval_every: int = 1
+
+    def __post_init__(self):
+        check_name("hard loss", self.hard_loss, HARD_LOSSES)
+        check_name("generator", self.generator, ("reusable", "latent"))
+        least = {
+            "epochs": 1,
+            "warmup": 0,
+            "synthesis_batch": 2,
+            "inner_steps": 1,
+            "student_steps": 0,
+            "batch_size": 2,
+            "eval_every": 1,
+            "pool_size": self.batch_size,
+        }
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise InputError(f"{name} must be at least {bound}, got {getattr(self, name)}")
+        if self.lr <= 0 or self.temperature <= 0:
+            raise InputError(f"lr and temperature must be above 0, got {self.lr} and {self.temperature}")
+
+
+def student_rate(config: GeneratorConfig, epoch: int) -> float:
+    """Learning rate of the student in a round (zero-based): a cosine from `lr` at round `warmup` towards `final_lr` after the last."""
+    share = (epoch - config.warmup) / max(config.epochs - config.warmup, 1)
+    return config.final_lr + (config.lr - config.final_lr) * (1 + math.cos(math.pi * share)) / 2
+
+
+class GeneratorResult(NamedTuple):
+    """`history`: one row a round; `inner`: one row an inner step with the unweighted losses; the pool's `images` and `labels` (those
+    asked for), oldest first; `seconds` by phase."""
+
+    history: list[dict]
+    inner: list[dict]
+    images: Tensor
+    labels: Tensor
+    seconds: dict[str, float]
+
+
+def distil_from_generator(
+    teacher: nn.Module,
+    student: nn.Module,
+    generator: nn.Module,
+    num_classes: int,
+    test: Split,
+    config: GeneratorConfig,
+    *,
+    mode: str = "anew",
+    seed: int = 0,
+    folder: Path | None = None,
+    log: Callable[..., None] | None = None,
+    description: str = "data-free distillation",
+) -> GeneratorResult:
+    """Train generator and student together; both are left as after the last round, the student in eval mode.
+
+    Args:
+        teacher: in eval mode, never updated. student: trained. All images are in [-1, 1].
+        generator: a `ReusableGenerator` in the initial state of `mode` (see `prepare`), or a `LatentGenerator` with mode "anew".
+        num_classes: K. test: for evaluation only. seed: of every draw.
+        folder: checkpoints and the pool's shards; None: the work can't be resumed.
+        log: called with each row of the history as keywords.
+    Returns:
+        `GeneratorResult`. A row has `bn`, `oh`, `adv` (means over the inner steps, unweighted), `loss` (weighted), `loss_first`, `stored`,
+        `images` made so far, from the warm-up on `lr` and `train`, at evaluations `top1`, `top5`; `elapsed` seconds without evaluation.
+    Raises:
+        InputError: what `Synthesizer` refuses. FloatingPointError: the student's loss became infinite or NaN.
+
+    At the end the generator's batch-norm buffers are fitted to its weights, so that it samples alike in eval and training mode.
+    A killed run goes on from `folder` with the same bits: generator, both optimisers, batch-norm statistics, student, perturbation
+    network and random state are in the checkpoint, the pool is in one shard a round, and all draws are functions of (seed, round, step).
+
+    Source: Fang et al., AAAI 2022 (Fast-Datafree); AEAHL-RG released code (2024). The released pool is one PNG a sample, in 8 bits.
+    """
+    device = test.device
+    teacher.to(device).eval()
+    student.to(device)
+    generator.to(device)
+    seed_everything(seed)
+    synthesizer = Synthesizer(
+        generator,
+        teacher,
+        student,
+        num_classes,
+        mode,
+        config.synthesis_batch,
+        config.inner_steps,
+        config.lr_generator,
+        config.lr_latent,
+        config.bn_weight,
+        config.oh_weight,
+        config.adv_weight,
+        config.warmup,
+        config.bn_momentum,
+        config.meta_update,
+    )
+    parts = {"synthesizer": synthesizer, "student": student}
+    parts["optimizer"] = torch.optim.SGD(
+        student.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay
+    )
+    if config.hard_loss == "aea":
+        network = PerturbationGenerator(generator.channels, config.perturbation_width, config.perturbation_blocks).to(
+            device
+        )
+        parts["attacker"] = PerturbationTrainer(network, teacher, config.epsilon)
+    attacker = parts.get("attacker")
+    pool = ReplayBuffer(config.pool_size, (generator.channels, generator.image_size, generator.image_size), device)
+    history: list[dict] = []
+    inner: list[dict] = []
+    seconds = {"synthesis": 0.0, "student": 0.0}
+    start = 0
+    saver = Checkpointer(folder)
+    restored = saver.load()
+    if restored:
+        start, state = restored
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        history, inner, seconds = state["history"], state["inner"], state["seconds"]
+        set_random_state(state["random"])
+        _refill(pool, folder, start, config)
+    loss = partial(_loss, teacher, student, pool, attacker, config)
+    saved = time.monotonic()
+
+    for epoch in progress(range(start, config.epochs), description, config.epochs, start):
+        started = time.monotonic()
+        synthesizer.augment = partial(
+            augment,
+            padding=config.crop_padding,
+            flip=config.flip,
+            generator=generator_for(seed, "synthesis crops", epoch, device=device),
+        )
+        made = synthesizer(
+            rng=generator_for(seed, "synthesis", epoch, device=device), on_step=attacker.step if attacker else None
+        )
+        pool.push(made.images, made.labels)
+        if folder is not None:
+            save_state(_shard(folder, epoch), {"images": made.images, "labels": made.labels}, f"pool of round {epoch}")
+        row, steps = _losses(made.losses, epoch)
+        inner += steps
+        synthesized = time.monotonic()
+        seconds["synthesis"] += synthesized - started
+
+        row |= {"stored": len(pool), "images": (epoch + 1) * config.synthesis_batch}
+        if epoch >= config.warmup and config.student_steps:
+            row["lr"] = student_rate(config, epoch)
+            row["train"] = student_phase(
+                student, parts["optimizer"], loss, steps=config.student_steps, rate=row["lr"], seed=seed, epoch=epoch
+            )
+        seconds["student"] += time.monotonic() - synthesized
+        row["elapsed"] = sum(seconds.values())
+        if (epoch + 1) % config.eval_every == 0 or epoch + 1 == config.epochs:
+            row |= {name: value for name, value in evaluate(student, test).items() if name != "loss"}
+        history.append(row)
+        if log:
+            log(**row)
+        if folder is not None and (time.monotonic() - saved > _SAVE_EVERY or epoch + 1 == config.epochs):
+            state = {name: part.state_dict() for name, part in parts.items()}
+            saver.save(
+                epoch + 1, state | {"history": history, "inner": inner, "seconds": seconds, "random": random_state()}
+            )
+            saved = time.monotonic()
+
+    student.eval()
+    refresh_batch_norm(
+        generator, draw_latents(512, generator.latent_dim, generator_for(seed, "refresh", device=device), device)
+    )
+    generator.eval()
+    return GeneratorResult(history, inner, *pool.contents(), seconds)
+
+
+def _shard(folder: Path, epoch: int) -> Path:
+    return folder / "pool" / f"round-{epoch:06d}.safetensors"
+
+
+def _refill(pool: ReplayBuffer, folder: Path, epochs: int, config: GeneratorConfig) -> None:
+    """Push the shards of the rounds done, but for those that the ring would have lost since."""
+    first = max(0, epochs - -(-config.pool_size // config.synthesis_batch))
+    for epoch in range(first, epochs):
+        pool.push(**load_state(_shard(folder, epoch), f"pool of round {epoch}"))
+
+
+def _losses(losses: dict[str, Tensor], epoch: int) -> tuple[dict, list[dict]]:
+    """The row of a round and those of its inner steps, in one copy from the device."""
+    values = dict(zip(losses, torch.stack(list(losses.values())).tolist(), strict=True))
+    steps = [
+        {"epoch": epoch + 1, "step": step} | {name: series[step] for name, series in values.items()}
+        for step in range(len(values["total"]))
+    ]
+    means = {name: sum(series) / len(series) for name, series in values.items() if name != "total"}
+    return {
+        "epoch": epoch + 1,
+        "loss": sum(values["total"]) / len(steps),
+        "loss_first": values["total"][0],
+    } | means, steps
+
+
+def _loss(
+    teacher: nn.Module,
+    student: nn.Module,
+    pool: ReplayBuffer,
+    attacker: PerturbationTrainer | None,
+    config: GeneratorConfig,
+    rng: torch.Generator,
+) -> Tensor:
+    """The loss of one batch of the pool, attacked or not."""
+    crop = partial(augment, padding=config.crop_padding, flip=config.flip, generator=rng)
+    images = crop(pool.sample(config.batch_size, rng)[0])
+    batch = hard_batch(
+        images, teacher, attacker.network if attacker else None, config.epsilon, config.probability, crop, rng
+    )
+    logits_s = student(batch.images)
+    if config.hard_loss == "none":
+        return kd_loss(logits_s, batch.logits_t, config.temperature)
+    return hard_mix_loss(logits_s, batch.logits_t, config.kd_weight, config.ce_weight, config.temperature, batch.labels)

@@ -1,0 +1,117 @@
+"""Making images from a teacher and a diffusion prior, and measuring what was made."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdnb.generators.diffusion import DiffusionPrior
+from kdnb.metrics import entropy, frechet_distance
+from kdnb.randomness import generator_for
+from kdnb.samplers.cadr import Guidance, GuidanceConfig
+from kdnb.samplers.diffusion import Samples, sample
+from kdnb.training.evaluation import pooled_features, predict_logits
+
+
+def draw(
+    prior: DiffusionPrior,
+    labels: Tensor,
+    image_shape: tuple[int, int, int],
+    *,
+    teacher: nn.Module | None = None,
+    guidance: GuidanceConfig | None = None,
+    solver: str = "ddim",
+    num_steps: int = 50,
+    seed: int = 0,
+    trace: bool = False,
+    on_step: Callable[[int, int, Tensor], None] | None = None,
+) -> Samples:
+    """One image per label, guided by the teacher if `guidance` is given. The same seed means the same initial noise in every setting."""
+    noise = torch.randn(
+        len(labels),
+        *image_shape,
+        generator=generator_for(seed, "initial noise", device=labels.device),
+        device=labels.device,
+    )
+    guide = Guidance(teacher, guidance) if guidance is not None else None
+    try:
+        found = sample(
+            prior,
+            labels,
+            image_shape,
+            guidance=guide,
+            solver=solver,
+            num_steps=num_steps,
+            initial_noise=noise,
+            trace=trace,
+            on_step=on_step,
+        )
+    finally:
+        if guide is not None:
+            guide.close()
+    found.images.clamp_(-1, 1)
+    return found
+
+
+def diversity(images: Tensor, labels: Tensor) -> float:
+    """Mean Euclidean distance between two images of the same class, in pixel units of [-1, 1]; 0 if every class repeats one image."""
+    flat = images.flatten(1).double()
+    same = (labels[:, None] == labels[None, :]).triu(diagonal=1)
+    return torch.cdist(flat, flat)[same].mean().item()
+
+
+def measure(images: Tensor, labels: Tensor, teacher: nn.Module, judge: nn.Module, real: Tensor) -> dict[str, float]:
+    """How faithful, how credible and how varied are images that were asked to be of `labels`?
+
+    Args:
+        images: (N, C, H, W); labels: (N,) the classes asked for.
+        teacher: the network that guided; judge: one that shares no training image with it.
+        real: (M, C, H, W) real images, for the Frechet distance.
+    Returns:
+        agreement: share of images that the teacher puts into the class asked for.
+        judge_agreement: share that the independent judge puts there. The difference to `agreement` is adversarial.
+        cross_entropy: of the teacher to the labels, nats.
+        entropy: of the teacher's predictions, nats.
+        frechet: distance to the real images in the teacher's pooled features.
+        diversity: see `diversity`.
+    """
+    logits, opinion = predict_logits(teacher, images), predict_logits(judge, images)
+    return {
+        "agreement": (logits.argmax(dim=1) == labels).double().mean().item(),
+        "judge_agreement": (opinion.argmax(dim=1) == labels).double().mean().item(),
+        "cross_entropy": F.cross_entropy(logits, labels).item(),
+        "entropy": entropy(logits).mean().item(),
+        "frechet": frechet_distance(pooled_features(teacher, images), pooled_features(teacher, real)).item(),
+        "diversity": diversity(images, labels),
+    }
+
+
+def inception_features(images: Tensor, weights: Path, batch_size: int = 64) -> Tensor:
+    """(N, 2048) pool features of the Inception network that published FID values use.
+
+    Args:
+        images: (N, 3, H, W) or (N, 1, H, W) in [-1, 1].
+        weights: local file `weights-inception-2015-12-05-6726825d.pth` of torch-fidelity (extra `fid`); nothing is downloaded.
+    Raises:
+        InputError: the extra is not installed, or the file is missing.
+    """
+    from kdnb.errors import InputError
+
+    if not Path(weights).is_file():
+        raise InputError(
+            f"Inception weights {Path(weights).name} not found; FID with Inception features needs torch-fidelity's file"
+        )
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    except ImportError as error:
+        raise InputError("Inception features need the extra `fid`: uv sync --extra fid") from error
+    network = (
+        FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(weights))
+        .to(images.device)
+        .eval()
+    )
+    pixels = ((images.expand(-1, 3, -1, -1).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    with torch.inference_mode():
+        return torch.cat([network(part)[0] for part in pixels.split(batch_size)]).clone()

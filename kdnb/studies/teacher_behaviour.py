@@ -1,0 +1,108 @@
+"""What a teacher says to images of different origin: real, synthetic, attacked, noise."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from kdnb import metrics
+from kdnb.data.tensors import Dataset, Split
+from kdnb.losses.datafree import batch_norm_terms
+from kdnb.models.frozen import frozen
+from kdnb.models.probes import BatchNormProbe
+from kdnb.randomness import generator_for
+from kdnb.training.evaluation import pooled_features, predict_logits
+
+
+def batch_norm_distance(teacher: nn.Module, images: Tensor) -> list[float]:
+    """How far the statistics of these images are from those that each batch-norm layer remembers, see `losses.datafree.batch_norm_terms`.
+
+    Args:
+        images: (B, C, H, W), one batch: a few hundred. The distance of a small batch is larger by chance alone.
+    """
+    with frozen(teacher), torch.no_grad(), BatchNormProbe(teacher) as probe:
+        teacher(images)
+        return batch_norm_terms(probe.means, probe.variances, probe.running_means, probe.running_variances).tolist()
+
+
+def describe(teacher: nn.Module, images: Tensor, labels: Tensor | None = None) -> dict[str, float]:
+    """One row of the table of sources.
+
+    Args:
+        images: (N, C, H, W) in [-1, 1]. labels: (N,) the true classes, or those that were asked for; None for images without either.
+    Returns:
+        Without labels: mean `confidence`, `entropy` (nats), `margin` of the two largest probabilities, share `sure` of confidences
+        above 0.9, `imbalance` KL of the vote histogram to the uniform one (nats), `bn_distance` summed over layers.
+        With labels also: `accuracy`, `nll` (nats), `brier`, `ece`, `mce` (15 bins).
+    """
+    logits = predict_logits(teacher, images)
+    confidence = metrics.confidence(logits)
+    row = {
+        "images": len(images),
+        "confidence": confidence.mean().item(),
+        "entropy": metrics.entropy(logits).mean().item(),
+        "margin": metrics.margin(logits).mean().item(),
+        "sure": (confidence > 0.9).float().mean().item(),
+        "imbalance": metrics.class_imbalance(logits.argmax(dim=1), logits.shape[1]).item(),
+        "bn_distance": sum(batch_norm_distance(teacher, images)),
+    }
+    if labels is None:
+        return row
+    measures = {
+        "accuracy": metrics.accuracy,
+        "nll": metrics.nll,
+        "brier": metrics.brier,
+        "ece": metrics.ece,
+        "mce": metrics.mce,
+    }
+    return row | {name: measure(logits, labels).item() for name, measure in measures.items()}
+
+
+def feature_map(teacher: nn.Module, sources: Mapping[str, Tensor], reference: str) -> dict[str, Tensor]:
+    """Pooled features of every source in the plane of the reference's two largest principal components.
+
+    Args:
+        sources: name -> images (N, C, H, W). reference: the source that defines the plane.
+    Returns:
+        name -> (N, 2). The plane is one of real images, so whatever makes others differ outside of it is not seen.
+    """
+    features = {name: pooled_features(teacher, images) for name, images in sources.items()}
+    centre = features[reference].mean(dim=0)
+    axes = torch.linalg.svd(features[reference] - centre, full_matrices=False).Vh[:2]
+    signs = axes.gather(1, axes.abs().argmax(dim=1, keepdim=True)).sign()  # the sign of a singular vector is arbitrary
+    return {name: (found - centre) @ (axes * signs).T for name, found in features.items()}
+
+
+def sort_by_confidence(teacher: nn.Module, split: Split) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+    """The surest first: `right` and `wrong` predictions of a labelled split, each as (images, predicted classes, confidences)."""
+    logits = predict_logits(teacher, split.images)
+    confidence, predicted = logits.softmax(dim=1).max(dim=1)
+    order = confidence.argsort(descending=True, stable=True)
+    right = (predicted == split.labels)[order]
+    chosen = {"right": order[right], "wrong": order[~right]}
+    return {name: (split.images[indices], predicted[indices], confidence[indices]) for name, indices in chosen.items()}
+
+
+def titles(names: list[str], predicted: Tensor, confidence: Tensor) -> list[str]:
+    """`name confidence` for a gallery, as in "7 0.99"."""
+    return [f"{names[label]} {value:.2f}" for label, value in zip(predicted.tolist(), confidence.tolist(), strict=True)]
+
+
+def behaviour_sources(
+    data: Dataset, synthetic: Tensor, asked: Tensor, count: int, seed: int = 0
+) -> dict[str, tuple[Tensor, Tensor | None]]:
+    """name -> (images, labels or None) of `private`, `test`, `synthetic` (the last of those given), `gaussian` and `uniform` noise.
+
+    Args:
+        synthetic, asked: (N, C, H, W) and (N,) images, oldest first, and the classes asked for. count: images of each source, at most
+            as many as there are.
+    """
+    rng = generator_for(seed, "noise", device=synthetic.device)
+    shape = (min(count, len(data.test)), data.channels, data.image_size, data.image_size)
+    return {
+        "private": (data.private.images[:count], data.private.labels[:count]),
+        "test": (data.test.images[:count], data.test.labels[:count]),
+        "synthetic": (synthetic[-count:], asked[-count:]),
+        "gaussian": (torch.randn(shape, generator=rng, device=synthetic.device).clamp(-1, 1), None),
+        "uniform": (torch.rand(shape, generator=rng, device=synthetic.device) * 2 - 1, None),
+    }

@@ -1,0 +1,1 @@
+"""Training and judging networks: the loop, recipes, teachers, one distilled student, importing checkpoints."""

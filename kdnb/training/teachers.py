@@ -1,0 +1,111 @@
+"""Trained classifiers from the artifact cache: teachers, judges and students are trained once for each recipe, and then read."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from kdnb.data.tensors import Dataset, Split
+from kdnb.models import build
+from kdnb.randomness import seed_everything
+from kdnb.storage.cache import artifact
+from kdnb.storage.checkpoints import state_hash
+from kdnb.training.evaluation import evaluate
+from kdnb.training.importers import load_classifier
+from kdnb.training.loop import fit
+from kdnb.training.recipe import Recipe
+
+_ONE_CYCLE = Recipe(epochs=20, batch_size=64, lr=0.1, nesterov=True)
+_CIFAR_SCRATCH = Recipe(
+    epochs=200,
+    batch_size=256,
+    lr=0.1,
+    weight_decay=1e-4,
+    schedule="multistep",
+    milestones=(120, 150, 180),
+    lr_gamma=0.2,
+)
+TEACHER_RECIPES = {
+    "digits": _ONE_CYCLE,
+    "fashion_mnist": dataclasses.replace(_ONE_CYCLE, epochs=10, batch_size=128),
+    "cifar10": _CIFAR_SCRATCH,  # as CMI and AEAHL-RG train theirs
+    "cifar100": _CIFAR_SCRATCH,
+}
+
+
+def teacher_recipe(data: Dataset, **changes) -> Recipe:
+    """How teachers of this data set are trained here: the table's recipe with the data set's own augmentation, and the given changes."""
+    recipe = TEACHER_RECIPES.get(data.name, _CIFAR_SCRATCH)
+    return dataclasses.replace(recipe, crop_padding=data.crop_padding, flip=data.spec.flip, **changes)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained classifier, in eval mode, with its history and the hash of its weights."""
+
+    model: nn.Module
+    history: list[dict]
+    hash: str
+
+    @property
+    def top1(self) -> float:
+        return self.history[-1]["top1"]
+
+
+def fresh(model: str, data: Dataset, seed: int) -> nn.Module:
+    """An untrained classifier for a data set, on its device; its weights depend on the seed alone."""
+    seed_everything(seed)
+    return build(model, **data.normalization).to(data.test.device)
+
+
+def train_or_load(
+    model: str, data: Dataset, recipe: Recipe, *, seed: int = 0, split: str = "private", description: str | None = None
+) -> Trained:
+    """A classifier trained on one split of a data set, or the one an identical recipe gave before.
+
+    Args:
+        model: name of `kdnb.models.MODELS`.
+        split: "private" (the teacher's), "judge" (the public images with labels, for evaluation only) or "train" (both).
+    """
+    part: Split = getattr(data, split)
+    key = {
+        "model": model,
+        "dataset": data.name,
+        "image_size": data.image_size,
+        "split": split,
+        "data": part.hash,
+        "recipe": dataclasses.asdict(recipe),
+        "seed": seed,
+    }
+
+    def make(progress_folder: Path) -> dict:
+        net = fresh(model, data, seed)
+        found = fit(
+            net,
+            part,
+            data.test,
+            recipe,
+            seed=seed,
+            folder=progress_folder,
+            description=description or f"training {model}",
+        )
+        return {"model": net.state_dict(), "history": found.history}
+
+    state = artifact("classifier", key, make)
+    net = build(model, **data.normalization)
+    net.load_state_dict(state["model"])
+    return Trained(net.to(part.device).eval(), state["history"], state_hash(state["model"]))
+
+
+def teacher_for(name: str, data: Dataset, checkpoint: str = "", seed: int = 0) -> Trained:
+    """A teacher on the whole training split: from a checkpoint if one is given, else trained by the data set's own recipe.
+
+    Args:
+        name: architecture; checkpoint: any form that `kdnb.training.importers` reads. Its accuracy is measured here, not believed.
+    """
+    if not checkpoint:
+        return train_or_load(name, data, teacher_recipe(data), seed=seed, split="train", description="teacher")
+    model, digest = load_classifier(Path(checkpoint), name, **data.normalization)
+    model = model.to(data.test.device)
+    return Trained(model, [{"epoch": 0} | evaluate(model, data.test)], digest)

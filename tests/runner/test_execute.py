@@ -1,0 +1,211 @@
+"""How runs end, with one fixture notebook for each way. Every test that runs a notebook starts a real kernel."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from kdnb.errors import InputError
+from kdnb.reports.outcome import Outcome, read_outcome
+from kdnb.runner import execute, kernel
+from kdnb.runner.execute import run_notebook
+from kdnb.runner.plan import plan
+from kdnb.storage.files import write_record
+from kdnb.storage.naming import run_folder
+
+FIXTURES = Path(__file__).parents[1] / "notebooks"
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path, monkeypatch):
+    monkeypatch.setenv("KDNB_NOTEBOOKS", str(FIXTURES))
+    monkeypatch.setenv("KDNB_PARAMS", str(tmp_path / "params"))
+    monkeypatch.setenv("KDNB_OUTPUTS", str(tmp_path / "outputs {x}"))  # braces: papermill formats paths
+    return tmp_path
+
+
+def texts(folder: Path) -> str:
+    """Everything that the cells of the executed notebook printed."""
+    notebook = nbformat.read(folder / "notebook.ipynb", as_version=4)
+    return "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
+
+
+def saved(outcome: Outcome) -> dict:
+    return json.loads((outcome.folder / "execution.json").read_text())
+
+
+# --- a notebook that ends well -------------------------------------------------------------------------------------------------
+
+
+def test_a_good_run_gets_its_parameters_its_interpreter_its_threads_and_its_folder(project, monkeypatch):
+    spec = project / "jupyter" / "kernels" / "python3"
+    spec.mkdir(parents=True)
+    (spec / "kernel.json").write_text(
+        json.dumps({"argv": ["false"], "display_name": "another python3", "language": "python"})
+    )
+    monkeypatch.setenv("JUPYTER_PATH", str(project / "jupyter"))
+    planned = plan("fine", overrides={"epochs": 7, "lr": "1e-6", "milestones": [3, 5]})
+    outcome = run_notebook(planned)
+    assert (outcome.status, outcome.exit_code, outcome.message) == ("ok", 0, "")
+    interpreter, threads, values = (
+        (planned.folder / "seen.txt").read_text().splitlines()
+    )  # written where the kernel's own hash points
+    assert (interpreter, threads) == (sys.executable, "1")
+    assert eval(values) == planned.parameters
+    assert "epochs 7" in texts(planned.folder)
+    record = saved(outcome)
+    assert record["status"] == "ok" and record["parameters"] == planned.parameters and record["peak_memory_mib"] > 10
+    assert sorted(path.name for path in planned.folder.iterdir()) == [
+        "execution.json",
+        "execution.lock",
+        "notebook.ipynb",
+        "seen.txt",
+    ]
+    assert "papermill" not in (planned.folder / "notebook.ipynb").read_text()
+
+
+def test_several_runs_started_at_once_do_not_meet(project):
+    code = "import sys; from kdnb.runner.execute import plan, run_notebook; sys.exit(run_notebook(plan('fine', overrides={'epochs': %d})).exit_code)"
+    runs = [subprocess.Popen([sys.executable, "-c", code % epochs], stderr=subprocess.PIPE) for epochs in (11, 12, 13)]
+    assert [run.wait() for run in runs] == [0, 0, 0], b"".join(run.stderr.read() for run in runs).decode()
+    for epochs in (11, 12, 13):
+        assert f"epochs {epochs}" in texts(plan("fine", overrides={"epochs": epochs}).folder)
+
+
+# --- every other ending --------------------------------------------------------------------------------------------------------
+
+
+def test_a_cell_that_raises_is_a_failure_with_its_source(project):
+    outcome = run_notebook(plan("raises"))
+    assert (outcome.status, outcome.exit_code, outcome.cell) == ("failed", 1, 3)
+    assert outcome.message == "RuntimeError: the reason" and 'raise RuntimeError("the reason")' in outcome.describe()
+    assert "before" in texts(outcome.folder) and "never" not in texts(outcome.folder)
+    assert (
+        saved(outcome)["source"] == 'raise RuntimeError("the reason")' and "last checkpoint" in saved(outcome)["next"]
+    )
+
+
+def test_a_cell_that_refuses_its_input_is_bad_input_in_one_sentence(project):
+    outcome = run_notebook(plan("refuses"))
+    assert (outcome.status, outcome.exit_code) == ("bad_input", 2)
+    assert outcome.describe() == "epochs must be odd, got 2"
+
+
+def test_leaving_early_is_no_success(project):
+    outcome = run_notebook(plan("leaves"))
+    assert (outcome.status, outcome.exit_code, outcome.cell) == ("failed", 1, 2)
+    assert "exit()" in outcome.message and "never" not in texts(outcome.folder)
+
+
+def test_a_killed_kernel_is_reported_with_its_signal_and_the_notebook_so_far(project):
+    outcome = run_notebook(plan("dies"))
+    assert (outcome.status, outcome.exit_code, outcome.cell) == ("killed", 4, 3)
+    assert "SIGKILL" in outcome.message and "MiB" in outcome.message and "os.kill" in outcome.source
+    assert "before" in texts(outcome.folder)
+
+
+def test_a_kernel_that_quits_is_reported_with_its_exit_code(project):
+    outcome = run_notebook(plan("quits"))
+    assert (outcome.status, outcome.cell) == ("killed", 2) and "exit code 3" in outcome.message
+
+
+def test_a_run_over_its_limit_is_interrupted(project):
+    outcome = run_notebook(plan("hangs"), limit=3)
+    assert (outcome.status, outcome.exit_code) == ("timeout", 5)
+    assert "limit of 3 s" in outcome.message and "before" in texts(outcome.folder)
+
+
+def test_a_run_that_does_not_listen_is_killed(project, monkeypatch):
+    monkeypatch.setattr(kernel, "_GRACE", 0.5)
+    outcome = run_notebook(plan("stubborn"), limit=3)
+    assert (outcome.status, outcome.exit_code) == ("timeout", 5)
+
+
+def start_hanging() -> tuple[subprocess.Popen, Path]:
+    """A runner in a process group of its own, inside the cell that waits for ever."""
+    folder = plan("hangs").folder
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
+        "from kdnb.runner.execute import plan, run_notebook; sys.exit(run_notebook(plan('hangs')).exit_code)"
+    )
+    runner = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL, start_new_session=True)
+    while "before" not in (texts(folder) if (folder / "notebook.ipynb").is_file() else ""):
+        assert runner.poll() is None
+        time.sleep(0.1)
+    return runner, folder
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+in_proc = pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks at processes in /proc")
+
+
+@in_proc
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_says_so_and_leaves_no_kernel(project, number):
+    runner, folder = start_hanging()
+    kernels = children(runner.pid)
+    os.kill(runner.pid, number)
+    assert runner.wait() == 130
+    assert read_outcome(folder)["status"] == "interrupted"
+    assert kernels and not any(is_running(pid) for pid in kernels)
+
+
+@in_proc
+def test_a_killed_runner_is_seen_by_its_record_and_its_kernel_stops(project):
+    runner, folder = start_hanging()
+    kernels = children(runner.pid)
+    assert read_outcome(folder)["status"] == "running"
+    runner.kill()
+    runner.wait()
+    assert read_outcome(folder)["status"] == "killed" and "before" in texts(folder)
+    while any(is_running(pid) for pid in kernels):  # a kernel looks for its parent once a second
+        time.sleep(0.1)
+
+
+# --- records and sentences -----------------------------------------------------------------------------------------------------
+
+
+def test_no_record_and_a_damaged_record_read_as_nothing(tmp_path):
+    assert read_outcome(tmp_path) == {}
+    (tmp_path / "execution.json").write_text("{")
+    assert read_outcome(tmp_path) == {}
+
+
+def test_a_running_record_of_a_living_process_stays_running(tmp_path):
+    write_record(tmp_path / "execution.json", {"status": "running", "pid": os.getpid()})
+    assert read_outcome(tmp_path)["status"] == "running"
+
+
+def test_every_status_has_its_own_exit_code_and_only_success_is_zero():
+    assert len(set(execute.EXIT_CODES.values())) == len(execute.EXIT_CODES)
+    assert [status for status, code in execute.EXIT_CODES.items() if code == 0] == ["ok"]
+    for status in execute.EXIT_CODES:
+        assert bool(Outcome(status, Path()).next_step) == (status != "ok")
+
+
+def test_an_output_folder_that_cannot_be_made_is_refused(project, monkeypatch):
+    (project / "file").write_text("")
+    monkeypatch.setenv("KDNB_OUTPUTS", str(project / "file"))
+    with pytest.raises(InputError, match="run folder can't be made"):
+        run_notebook(plan("fine"))
+
+
+def test_the_run_folder_is_the_one_that_the_kernel_computes(project):
+    planned = plan("fine")
+    assert planned.folder == run_folder("quick", "fine", {"milestones": [1], **planned.parameters})

@@ -1,0 +1,257 @@
+"""What is refused before a kernel starts. No test here starts one."""
+
+import json
+import shutil
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from kdnb.errors import InputError
+from kdnb.runner.plan import experiments, parse_limit, parse_overrides, plan, read_params
+from kdnb.storage.checkpoints import save_state
+
+FIXTURES = Path(__file__).parents[1] / "notebooks"
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """Notebooks, parameter files and outputs of its own; nothing may appear in the outputs."""
+    monkeypatch.setenv("KDNB_NOTEBOOKS", str(FIXTURES))
+    monkeypatch.setenv("KDNB_PARAMS", str(tmp_path / "params"))
+    monkeypatch.setenv("KDNB_OUTPUTS", str(tmp_path / "outputs"))
+    monkeypatch.setenv("KDNB_DATA", str(tmp_path / "data"))
+    (tmp_path / "params" / "standard").mkdir(parents=True)
+    yield tmp_path
+    assert not (tmp_path / "outputs").exists()
+
+
+def params(project, text, name="fine", profile="standard"):
+    (project / "params" / profile).mkdir(exist_ok=True)
+    (project / "params" / profile / f"{name}.yaml").write_text(text)
+
+
+# --- notebooks, profiles, parameters -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["fine", "fine.ipynb", "notebooks/fine.ipynb", "./notebooks/fine", "fine/"])
+def test_a_notebook_is_found_by_name_with_or_without_folder_and_ending(project, name):
+    assert plan(name).path == FIXTURES / "fine.ipynb"
+
+
+@pytest.mark.parametrize("name", ["fin", "", "../secret"])
+def test_an_unknown_notebook_is_refused_with_the_names_there_are(project, name):
+    with pytest.raises(InputError, match="unknown notebook .* Allowed: .*fine"):
+        plan(name)
+
+
+def test_values_come_from_the_cell_then_the_file_then_the_command_line(project):
+    params(project, "epochs: 5\nlr: 1e-2\n")
+    made = plan("fine", "standard", {"lr": 0.5})
+    assert (made.parameters.seed, made.parameters.epochs, made.parameters.lr) == (0, 5, 0.5)
+    assert made.changed == {"epochs": 5, "lr": 0.5}
+
+
+def test_none_is_refused_where_the_notebook_does_not_say_optional(project):
+    with pytest.raises(InputError, match="epochs must be a whole number .*, got None"):
+        plan("fine", overrides={"epochs": None})
+
+
+def test_defaults_given_again_change_nothing(project):
+    assert plan("fine", overrides={"epochs": 2, "lr": "1e-1"}).changed == {}
+    assert plan("fine", overrides={"epochs": 2}).folder == plan("fine").folder
+
+
+def test_other_values_get_another_run_folder(project):
+    assert plan("fine", overrides={"epochs": 3}).folder != plan("fine").folder
+
+
+def test_a_variant_is_an_experiment_of_its_own(project):
+    params(project, "epochs: 9\n", name="fine.long")
+    assert plan("fine.long", "standard").parameters.epochs == 9
+    with pytest.raises(InputError, match="standard has no parameters for fine; it has them for fine.long"):
+        plan("fine", "standard")
+
+
+def test_the_quick_profile_needs_no_file(project):
+    assert plan("fine").changed == {}
+    params(project, "epochs: 1\n", profile="quick")
+    assert plan("fine").changed == {"epochs": 1}
+
+
+def test_a_profile_lists_its_experiments(project):
+    params(project, "", name="raises")
+    params(project, "", name="fine.long")
+    assert experiments("standard") == ["fine.long", "raises"]
+    assert "fine" in experiments("quick")
+
+
+def test_an_unknown_profile_is_refused_with_the_nearest(project):
+    with pytest.raises(InputError, match="unknown profile 'standart'; did you mean 'standard'"):
+        plan("fine", "standart")
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"epoch": 3}, "unknown parameter of fine 'epoch'; did you mean 'epochs'"),
+        ({"temperature": 4}, "unknown parameter of fine 'temperature'"),
+        ({"epochs": 0}, "epochs must be"),
+        ({"solver": "dim"}, "unknown solver 'dim'"),
+    ],
+)
+def test_bad_parameters_are_refused(project, values, message):
+    with pytest.raises(InputError, match=message):
+        plan("fine", overrides=values)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("epochs: [[1]]", "flat list of lines"),
+        ("- epochs", "flat list of lines"),
+        ("epochs: {a: 1}", "flat list of lines"),
+        ("epochs: 1\nepochs: 2", "gives epochs twice"),
+        ("epochs: [", "is no YAML"),
+        ("epochs: !!python/object:os.system x", "is no YAML"),
+        ("a: &a [1]\nb: *a\n? [x]\n: 1", "flat list of lines"),
+        ("epochs: 1\n" + "#" * 70_000, "larger than"),
+        ("\0", "is no YAML"),
+        ("epochs: 2001-99-99", "is no YAML"),
+        ("lr: !!float x", "is no YAML"),
+        ("epochs: " + "[" * 5000, "is no YAML"),
+        ("!!set {}", "flat list of lines"),
+        ("? 0x" + "f" * 5000 + "\n: 1", "flat list of lines"),
+    ],
+)
+def test_a_parameter_file_of_another_form_is_refused(project, text, message):
+    params(project, text)
+    with pytest.raises(InputError, match=message) as caught:
+        read_params("fine", "standard")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_empty_parameter_file_gives_the_defaults(project):
+    params(project, "# nothing yet\n")
+    assert plan("fine", "standard").changed == {}
+
+
+def test_overrides_of_the_command_line_are_read_like_a_file():
+    assert parse_overrides(["epochs=5", "lr=1e-2", "milestones=[1, 2]", "device=cuda:0", "teacher_checkpoint=a=b"]) == {
+        "epochs": 5,
+        "lr": "1e-2",
+        "milestones": [1, 2],
+        "device": "cuda:0",
+        "teacher_checkpoint": "a=b",
+    }
+    assert parse_overrides(["solver=no"]) == {"solver": "no"}
+
+
+@pytest.mark.parametrize(
+    "pair", ["epochs", "=5", "milestones=[1", "epochs=2001-99-99", "milestones=[[1]]", "lr=!!float x"]
+)
+def test_an_override_of_another_form_is_refused(pair):
+    with pytest.raises(InputError):
+        parse_overrides([pair])
+
+
+def test_a_limit_is_a_positive_number_of_seconds():
+    assert parse_limit(None) is None and parse_limit("2.5") == 2.5
+    for text in ("0", "-1", "nan", "inf", "soon"):
+        with pytest.raises(InputError, match="limit must be"):
+            parse_limit(text)
+
+
+# --- data ----------------------------------------------------------------------------------------------------------------------
+
+
+def idx(*sizes, cut=0):
+    content = b"\0\0\x08" + bytes([len(sizes)]) + struct.pack(f">{len(sizes)}I", *sizes)
+    count = 1
+    for size in sizes:
+        count *= size
+    return content + bytes(count - cut)
+
+
+def fashion(project, cut=0):
+    folder = project / "data" / "FashionMNIST" / "raw"
+    folder.mkdir(parents=True)
+    for stem in ("train", "t10k"):
+        (folder / f"{stem}-images-idx3-ubyte").write_bytes(idx(3, 28, 28, cut=cut))
+        (folder / f"{stem}-labels-idx1-ubyte").write_bytes(idx(20))
+
+
+def test_whole_data_files_are_accepted(project):
+    fashion(project)
+    assert plan("needs_data", overrides={"dataset": "fashion_mnist"}).parameters.dataset == "fashion_mnist"
+
+
+def test_truncated_data_files_are_refused(project):
+    fashion(project, cut=1)
+    with pytest.raises(
+        InputError,
+        match="train-images-idx3-ubyte is truncated or damaged: its header promises 2368 bytes, it holds 2367",
+    ):
+        plan("needs_data", overrides={"dataset": "fashion_mnist"})
+
+
+def test_missing_data_are_refused_with_what_to_do(project):
+    with pytest.raises(InputError, match="no complete copy of cifar100 found .* `inv download cifar100`"):
+        plan("needs_data", overrides={"dataset": "cifar100"})
+
+
+# --- the teacher's weights -----------------------------------------------------------------------------------------------------
+
+
+def checkpoint(project, num_classes):
+    path = project / "teacher.safetensors"
+    weights = {
+        "conv.weight": torch.zeros(4, 1, 3, 3),
+        "fc.weight": torch.zeros(num_classes, 4),
+        "fc.bias": torch.zeros(num_classes),
+    }
+    save_state(path, {"model": weights})
+    return path
+
+
+def test_weights_of_the_right_class_count_are_accepted_under_an_absolute_path(project, monkeypatch):
+    checkpoint(project, 10)
+    monkeypatch.chdir(project)
+    found = plan("needs_data", overrides={"teacher_checkpoint": "teacher.safetensors"}).parameters.teacher_checkpoint
+    assert Path(found) == (project / "teacher.safetensors").absolute()
+
+
+def test_weights_of_another_class_count_are_refused_with_both_numbers(project):
+    path = checkpoint(project, 100)
+    with pytest.raises(InputError, match="teacher.safetensors is of a network for 100 classes, digits has 10"):
+        plan("needs_data", overrides={"teacher_checkpoint": str(path)})
+
+
+def test_missing_and_truncated_weights_are_refused(project):
+    with pytest.raises(InputError, match="none.safetensors can't be read"):
+        plan("needs_data", overrides={"teacher_checkpoint": str(project / "none.safetensors")})
+    path = checkpoint(project, 10)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(InputError, match="truncated or damaged"):
+        plan("needs_data", overrides={"teacher_checkpoint": str(path)})
+
+
+def test_a_notebook_with_an_unknown_parameter_name_is_refused(project, monkeypatch):
+    folder = project / "own"
+    folder.mkdir()
+    shutil.copy(FIXTURES / "fine.ipynb", folder / "own.ipynb")
+    text = json.loads((folder / "own.ipynb").read_text())
+    text["cells"][1]["source"] = "bogus: int = 1  # no name of the table"
+    (folder / "own.ipynb").write_text(json.dumps(text))
+    monkeypatch.setenv("KDNB_NOTEBOOKS", str(folder))
+    with pytest.raises(InputError, match="unknown parameter 'bogus'"):
+        plan("own")
+
+
+def test_yaml_and_command_line_agree_on_types(project):
+    text = "epochs: 5\nlr: 1e-2\nmilestones: [1, 2]\n"
+    params(project, text)
+    pairs = [f"{name}={value}" for name, value in yaml.safe_load(text).items()]
+    assert plan("fine", "standard").parameters == plan("fine", "quick", parse_overrides(pairs)).parameters

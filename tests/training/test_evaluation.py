@@ -1,0 +1,30 @@
+"""kdnb.training.evaluation: counts by hand, the mode of the network is put back."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from kdnb.data.tensors import Split
+from kdnb.models import build
+from kdnb.training.evaluation import evaluate, predict_logits
+
+
+def test_evaluation_counts_and_puts_the_mode_back():
+    class Fixed(nn.Module):
+        def forward(self, x):
+            return torch.tensor([[3.0, 2, 1, 0, -1, -2]]).repeat(len(x), 1)
+
+    split = Split(torch.zeros(4, 1, 2, 2), torch.tensor([0, 1, 4, 5]))
+    model = Fixed().train()
+    found = evaluate(model, split, batch_size=3)
+    assert found["top1"] == 0.25 and found["top5"] == 0.75 and model.training
+    log_partition = math.log(sum(math.exp(value) for value in (3, 2, 1, 0, -1, -2)))
+    assert found["loss"] == pytest.approx(log_partition - (3 + 2 - 1 - 2) / 4)
+
+
+def test_predictions_are_those_of_eval_mode():
+    student, images = build("resnet8w4", num_classes=3, in_channels=1).train(), torch.randn(44, 1, 8, 8)
+    logits = predict_logits(student, images, batch_size=7)
+    assert student.training and torch.allclose(logits, student.eval()(images), atol=1e-6)

@@ -33,7 +33,6 @@ from kdnb.errors import InputError
 from kdnb.randomness import seed_everything
 from kdnb.storage.files import atomic_write, write_record
 from kdnb.storage.naming import run_folder
-from kdnb.storage.naming import run_name as run_name
 from kdnb.storage.paths import PROJECT
 
 _VERSIONS = ("torch", "torchvision", "numpy", "scipy", "diffusers", "accelerate", "pandas", "scikit-learn", "papermill")

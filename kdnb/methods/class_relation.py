@@ -1,4 +1,4 @@
-"""."""
+"""The loss of novel-class discovery as a method: swapped prediction, and the relation to known classes."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""."""
+"""Stored soft labels as a method: what a teacher said of each crop stands in place of the teacher."""
 
 from torch import Tensor
 

@@ -1,4 +1,4 @@
-"""Execution.json: how a run ended."""
+"""How a run ended: execution.json, and the exit code that goes with it."""
 
 import os
 from dataclasses import dataclass
@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from kdnb.errors import InputError
-from kdnb.runner.plan import plan as plan
 from kdnb.storage.files import read_record
 
 EXIT_CODES = {"ok": 0, "failed": 1, "bad_input": 2, "killed": 4, "timeout": 5, "interrupted": 130}

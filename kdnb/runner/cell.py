@@ -1,4 +1,4 @@
-"""."""
+"""A notebook's parameters cell, read as text: names, types, defaults and help, without running or importing anything."""
 
 import ast
 import io

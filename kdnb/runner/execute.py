@@ -1,7 +1,7 @@
 """Run notebooks headless: everything that can be refused is refused before a kernel starts, everything else is recorded.
 
-    plan = execute.plan("01_teacher", profile="quick", overrides={"epochs": 5})    under a second; InputError if anything is wrong
-    outcome = execute.run_notebook(plan)                                           papermill; never raises for what a notebook does
+    plan = plan("01_teacher", profile="quick", overrides={"epochs": 5})    under a second; InputError if anything is wrong
+    outcome = run_notebook(plan)                                           papermill; never raises for what a notebook does
 
 A run folder gets `notebook.ipynb` (as far as it came), `execution.json` (how it ended) and, where the kernel said something outside
 the notebook, `kernel.log`. papermill's own status is not used: it calls a notebook completed whose kernel was killed.
@@ -25,7 +25,6 @@ from filelock import FileLock, Timeout
 from kdnb.errors import InputError
 from kdnb.reports.outcome import Outcome
 from kdnb.runner.plan import Plan
-from kdnb.runner.plan import plan as plan
 from kdnb.storage.files import write_record
 
 

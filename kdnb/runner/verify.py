@@ -1,4 +1,4 @@
-"""Inv verify: run again, compare."""
+"""Run once more from the record of a run, and compare what comes out."""
 
 import os
 import tempfile

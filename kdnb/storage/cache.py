@@ -1,4 +1,4 @@
-"""Made once for a recipe, then read."""
+"""The artifact cache: teachers, priors, generators and students, made once for a recipe and then read."""
 
 import warnings
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""Training on stored soft labels: crops are replayed, the teacher stays at home. FKD as it is, and FerKD, which picks among the crops.
+"""Training on stored soft labels: crops are replayed, and no teacher is asked again. FKD as it is, and FerKD, which picks among the crops.
 
 The loop is `kdnb.training.loop.fit`: a `ReplaySplit` hands it crops in place of images and distributions in place of labels.
 """

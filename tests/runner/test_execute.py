@@ -71,7 +71,10 @@ def test_a_good_run_gets_its_parameters_its_interpreter_its_threads_and_its_fold
 
 
 def test_several_runs_started_at_once_do_not_meet(project):
-    code = "import sys; from kdnb.runner.execute import run_notebook; from kdnb.runner.plan import plan; sys.exit(run_notebook(plan('fine', overrides={'epochs': %d})).exit_code)"
+    code = (
+        "import sys; from kdnb.runner.execute import run_notebook; from kdnb.runner.plan import plan; "
+        "sys.exit(run_notebook(plan('fine', overrides={'epochs': %d})).exit_code)"
+    )
     runs = [subprocess.Popen([sys.executable, "-c", code % epochs], stderr=subprocess.PIPE) for epochs in (11, 12, 13)]
     assert [run.wait() for run in runs] == [0, 0, 0], b"".join(run.stderr.read() for run in runs).decode()
     for epochs in (11, 12, 13):

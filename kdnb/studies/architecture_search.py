@@ -182,9 +182,8 @@ def distil_architecture(
     seed_everything(seed)
     net = architecture.build(**data.normalization).to(data.test.device)
     method = methods.build(setting.method, **setting.hyper)
-    method.bind(
-        net, teacher.model, (data.channels, data.image_size, data.image_size), data.num_classes, recipe.batch_size
-    )
+    image_shape = (data.channels, data.image_size, data.image_size)
+    method.bind(net, teacher.model, image_shape, data.num_classes, recipe.batch_size, recipe.epochs, len(data.train))
     key = {
         "architecture": [architecture.depth, list(architecture.widths)],
         "method": setting.method,

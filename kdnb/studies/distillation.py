@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from kdnb import methods
 from kdnb.data.tensors import Dataset
 from kdnb.losses import region_logits
-from kdnb.training.distil import Distilled, Setting, _bound, distil
+from kdnb.training.distil import Distilled, Setting, bound, distil
 from kdnb.training.recipe import Recipe
 from kdnb.training.teachers import Trained
 
@@ -73,7 +73,7 @@ def compare(
     """
     settings = {name: Setting(method) for name, method in BASELINES.items()} | dict(settings)
     for setting in settings.values():
-        _bound(setting, student, teacher, data, recipe, seed=0)
+        bound(setting, student, teacher, data, recipe, seed=0, num_images=len(data.train))
     cells = [(name, setting, seed) for name, setting in settings.items() for seed in seeds]
     rows = []
     for number, (name, setting, seed) in enumerate(cells, start=1):

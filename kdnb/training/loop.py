@@ -20,6 +20,7 @@ from kdnb import methods
 from kdnb.data.augmentation import augment, strong_augment
 from kdnb.data.tensors import Split
 from kdnb.errors import InputError
+from kdnb.models.frozen import batch_statistics
 from kdnb.progress import progress
 from kdnb.randomness import generator_for, random_state, seed_everything, set_random_state
 from kdnb.storage.checkpoints import Checkpointer
@@ -105,21 +106,30 @@ def fit(
     restored = saver.load()
     if restored:
         position = _restore(restored[1], parts)
+    else:
+        method.prepare(student, teacher, train)
     started = saved = time.monotonic()
     spent = position.seconds
 
     for epoch in progress(range(position.epoch, recipe.epochs), description, recipe.epochs, position.epoch):
         steps = range(position.step, steps_per_epoch)
+        order = train.permutation(seed, epoch).to(device) if method.needs_indices else None
         for step, (images, labels) in zip(steps, train.epoch(seed, epoch, recipe.batch_size, steps), strict=True):
             total_step = epoch * steps_per_epoch + step
-            views = _views(images, recipe, method, generator_for(seed, "augment", total_step, device=device))
+            generator = generator_for(seed, "augment", total_step, device=device)
+            views = _views(images, recipe, method, generator)
+            extra = {}
+            if order is not None:
+                indices = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
+                extra = {"indices": indices, "generator": generator}
 
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(recipe, total_step, steps_per_epoch)
             with _autocast(recipe, device):
                 features_t = _teacher_features(teacher, views, method, memory_format)
-                features_s = [forward(view.to(memory_format=memory_format), return_features=True) for view in views]
-                terms = method(_single(features_s), _single(features_t), labels, epoch + 1)
+                asked = _asked("student", method)
+                features_s = [forward(view.to(memory_format=memory_format), **asked) for view in views]
+                terms = method(_single(features_s), _single(features_t), labels, epoch + 1, **extra)
                 loss = sum(terms.values())
             optimizer.zero_grad(set_to_none=True)
             scaler.scale(loss).backward()
@@ -206,12 +216,18 @@ def _autocast(recipe: Recipe, device: torch.device):
     return torch.autocast(device.type, dtype) if dtype else nullcontext()
 
 
+def _asked(role: str, method: nn.Module) -> dict[str, bool]:
+    """What the method wants of a network's forward pass."""
+    return {"return_features": True} | ({"preactivations": True} if role in method.needs_preactivations else {})
+
+
 def _teacher_features(teacher: nn.Module | None, views: list[Tensor], method: nn.Module, memory_format) -> list:
     """Teacher outputs as constants. Inference mode is faster than no_grad; its tensors are cloned because a loss must save them."""
     if teacher is None or not method.needs_teacher:
         return [None] * len(views)
-    with torch.inference_mode():
-        outputs = [teacher(view.to(memory_format=memory_format), return_features=True) for view in views]
+    asked = _asked("teacher", method)
+    with torch.inference_mode(), batch_statistics(teacher) if method.batch_statistics else nullcontext():
+        outputs = [teacher(view.to(memory_format=memory_format), **asked) for view in views]
     return [_constants(output, method.needs_features) for output in outputs]
 
 
@@ -220,12 +236,13 @@ def _constants(features, with_maps: bool):
         return features._replace(
             logits=features.logits.clone(), pooled=features.pooled.clone(), feats=[], final_map=None
         )
-    feats = [feature.clone() for feature in features.feats]
+    before = features.preactivations
     return features._replace(
         logits=features.logits.clone(),
         pooled=features.pooled.clone(),
-        feats=feats,
+        feats=[feature.clone() for feature in features.feats],
         final_map=features.final_map.clone(),
+        preactivations=before and [feature.clone() for feature in before],
     )
 
 

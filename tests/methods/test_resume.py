@@ -52,7 +52,8 @@ def trained(name: str, folder=None):
     torch.manual_seed(3)
     teacher = build(p["teacher"], **data.normalization).eval()
     student = fresh(p["student"], data, seed=0)
-    method = methods.build(setting.method, **setting.hyper).bind(student, teacher, (1, 8, 8), 10, BATCH)
+    method = methods.build(setting.method, **setting.hyper)
+    method.bind(student, teacher, (1, 8, 8), 10, BATCH, recipe.epochs, len(train))
     found = fit(student, train, test, recipe, method=method, teacher=teacher, seed=5, folder=folder)
     return student, method, found
 

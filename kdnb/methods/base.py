@@ -61,6 +61,12 @@ class Method(nn.Module):
     batch_statistics = False
     epochs: int | None = None
     num_images: int | None = None
+    _bound = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether the method can be called: it has no adapters to make, or was bound."""
+        return self._bound or type(self).attach is Method.attach
 
     @property
     def needs_labels(self) -> bool:
@@ -115,6 +121,7 @@ class Method(nn.Module):
             if shapes is not None and shapes.logits[0] != num_classes:
                 raise InputError(f"the {role} has {shapes.logits[0]} classes, the data {num_classes}")
         self.attach(student, teacher, shapes_s, shapes_t, batch_size)
+        self._bound = True
         like = next(student.parameters())
         return self.to(like.device, like.dtype)
 

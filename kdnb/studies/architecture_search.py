@@ -28,7 +28,7 @@ from kdnb.training.loop import fit
 from kdnb.training.recipe import Recipe
 from kdnb.training.teachers import Trained
 
-_SAVE_EVERY = 10  # individuals between checkpoints; what a kill can cost
+SAVE_EVERY = 10  # individuals between checkpoints; what a kill can cost
 
 
 class Architecture(NamedTuple):
@@ -140,7 +140,7 @@ def evolve(
             if not math.isfinite(value):
                 raise FloatingPointError(f"the score of {architecture} is {value}")
         history.append(Candidate(architecture, scores[architecture]))
-        if len(history) % _SAVE_EVERY == 0:
+        if len(history) % SAVE_EVERY == 0:
             saver.save(
                 len(history), {"history": [(*one.architecture, one.score) for one in history], "random": rng.getstate()}
             )

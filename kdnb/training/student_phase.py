@@ -1,12 +1,12 @@
 """The student's part of a round of data-free distillation: some steps of SGD on images that a buffer holds."""
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from kdnb.randomness import generator_for
+from kdnb.training.resume import stop_if_not_finite
 
 
 def student_phase(
@@ -41,9 +41,6 @@ def student_phase(
         value.backward()
         optimizer.step()
         total += value.detach()
-    mean = (total / steps).item()
-    if not math.isfinite(mean):
-        raise FloatingPointError(
-            f"the student's loss became infinite or NaN in round {epoch + 1}; the last checkpoint is from before. Lower lr."
-        )
-    return mean
+    mean = total / steps
+    stop_if_not_finite("student", {"the loss": mean}, f"in round {epoch + 1}")
+    return mean.item()

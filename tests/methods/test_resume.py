@@ -69,7 +69,7 @@ def test_a_method_killed_within_an_epoch_resumes_bit_for_bit(name, tmp_path, mon
         if len(steps) == STOP:
             raise Killed
 
-    monkeypatch.setattr(loop, "_SAVE_EVERY", -1.0)
+    monkeypatch.setattr("kdnb.training.resume.SAVE_EVERY", -1.0)
     monkeypatch.setattr(loop, "_accumulate", dying)
     with pytest.raises(Killed):
         trained(name, tmp_path)

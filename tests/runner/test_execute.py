@@ -12,8 +12,8 @@ import nbformat
 import pytest
 
 from kdnb.errors import InputError
-from kdnb.reports.outcome import Outcome, read_outcome
-from kdnb.runner import execute, kernel
+from kdnb.reports.outcome import EXIT_CODES, Outcome, read_outcome
+from kdnb.runner import kernel
 from kdnb.runner.execute import run_notebook
 from kdnb.runner.plan import plan
 from kdnb.storage.files import write_record
@@ -196,9 +196,9 @@ def test_a_running_record_of_a_living_process_stays_running(tmp_path):
 
 
 def test_every_status_has_its_own_exit_code_and_only_success_is_zero():
-    assert len(set(execute.EXIT_CODES.values())) == len(execute.EXIT_CODES)
-    assert [status for status, code in execute.EXIT_CODES.items() if code == 0] == ["ok"]
-    for status in execute.EXIT_CODES:
+    assert len(set(EXIT_CODES.values())) == len(EXIT_CODES)
+    assert [status for status, code in EXIT_CODES.items() if code == 0] == ["ok"]
+    for status in EXIT_CODES:
         assert bool(Outcome(status, Path()).next_step) == (status != "ok")
 
 

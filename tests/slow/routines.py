@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import signal
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -36,7 +35,7 @@ from kdnb.studies import (
     reusable_generator,
 )
 from kdnb.studies.soft_labels import ReplaySplit
-from kdnb.training import loop
+from kdnb.training import loop, resume
 from kdnb.training.recipe import Recipe
 from tests.generators.test_diffusion import Dropping
 from tests.studies.test_fast_ad import CONFIG as ONLINE
@@ -231,10 +230,8 @@ def work(name: str, folder: str | None, at: int, number: int, in_save: bool, ans
     else:
         register_optimizer_step_pre_hook(lambda *_: tick(0))
     _count_calls(os, "replace", partial(tick, 1))
-    for module in [
-        module for name, module in sys.modules.items() if name.startswith("kdnb.") and hasattr(module, "_SAVE_EVERY")
-    ]:
-        module._SAVE_EVERY = -1.0  # save after every step, not after so many seconds
+    resume.SAVE_EVERY = -1.0  # save after every step, not after so many seconds
+    architecture_search.SAVE_EVERY = 1
     run = partial(routine.run, tmp=Path(answer + ".store")) if name == "label store" else routine.run
     state = run(Path(folder) if folder else None)
     Path(answer).write_text(f"{digest(state)} {count[0]} {count[1]}")

@@ -106,7 +106,7 @@ def test_a_killed_run_resumes_bit_for_bit(variant, stop, tmp_path, monkeypatch):
     straight = student()
     expected = fit(straight, blobs(), blobs(seed=1), recipe, seed=5, **method)
 
-    monkeypatch.setattr(loop, "_SAVE_EVERY", -1.0)  # a checkpoint after every step
+    monkeypatch.setattr("kdnb.training.resume.SAVE_EVERY", -1.0)  # a checkpoint after every step
     calls = 0
 
     def dying(*arguments, **keywords):
@@ -190,7 +190,7 @@ def test_a_method_gets_what_it_asks_for():
 
 
 def test_preparation_is_not_repeated_by_a_run_that_continues(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "_SAVE_EVERY", -1.0)
+    monkeypatch.setattr("kdnb.training.resume.SAVE_EVERY", -1.0)
     teacher, first, second = network(3).eval(), Recording(), Recording()
     whole = Recording()
     fit(network(), blobs(), blobs(), RECIPE, method=whole, teacher=teacher)
@@ -212,7 +212,7 @@ def test_preparation_is_not_repeated_by_a_run_that_continues(tmp_path, monkeypat
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "_SAVE_EVERY", -1.0)
+    monkeypatch.setattr("kdnb.training.resume.SAVE_EVERY", -1.0)
     first, _ = trained(folder=tmp_path)
     steps = []
     monkeypatch.setattr(loop, "_accumulate", lambda *_: steps.append(1))

@@ -22,6 +22,7 @@ from kdnb.methods.base import Method
 from kdnb.models.frozen import batch_statistics
 from kdnb.progress import progress
 from kdnb.randomness import generator_for, seed_everything
+from kdnb.rehearsal import cut
 from kdnb.training.evaluation import evaluate
 from kdnb.training.recipe import LAYOUTS, PRECISIONS, Recipe, learning_rate
 from kdnb.training.resume import Resumable, stop_if_not_finite
@@ -86,7 +87,8 @@ def fit(
     for epoch in progress(range(len(history), recipe.epochs), description, recipe.epochs, len(history)):
         steps = range(max(work.done - epoch * steps_per_epoch, 0), steps_per_epoch)
         order = train.permutation(seed, epoch).to(train.device) if method.needs_indices else None
-        for step, (images, labels) in zip(steps, train.epoch(seed, epoch, recipe.batch_size, steps), strict=True):
+        batches = zip(steps, train.epoch(seed, epoch, recipe.batch_size, steps), strict=True)
+        for step, (images, labels) in cut(batches, "step", len(steps)):
             total_step = epoch * steps_per_epoch + step
             indices = None if order is None else order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
             generator = generator_for(seed, "augment", total_step, device=train.device)

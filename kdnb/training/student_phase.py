@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from kdnb.randomness import generator_for
+from kdnb.rehearsal import cut
 from kdnb.training.resume import stop_if_not_finite
 
 
@@ -35,7 +36,7 @@ def student_phase(
     for group in optimizer.param_groups:
         group["lr"] = rate
     total = torch.zeros((), device=device)
-    for step in range(steps):
+    for step in cut(range(steps), "step"):
         value = loss(generator_for(seed, "student", epoch, step, device=device))
         optimizer.zero_grad(set_to_none=True)
         value.backward()

@@ -343,6 +343,24 @@ def test(context, slow=False, k=""):
 
 
 @task
+def docs(context):
+    """Write the tables of README and docs/ from the tables in the code."""
+    from kdnb.runner.reference import write_pages
+
+    for name in write_pages():
+        print(f"{name}: tables written anew")
+
+
+@task
+def methods(context):
+    """List the distillation methods: name, idea, source."""
+    from kdnb.methods import METHODS
+
+    for name, entry in METHODS.items():
+        print(f"{name:28} {entry.summary:56} {entry.source}")
+
+
+@task
 def lint(context):
     """Check the code with ruff: what it does and how it is laid out."""
     _call(sys.executable, "-m", "ruff", "check", ".")

@@ -68,9 +68,8 @@ class CRD(Method):
         self.embed_t = nn.Linear(shapes_t.pooled[0], self.width)
         for name in ("memory_s", "memory_t"):
             self.register_buffer(name, torch.empty(self.num_images, self.width).uniform_(-bound, bound))
-        self.register_buffer(
-            "log_normalizer", torch.full((2,), math.nan)
-        )  # of student and teacher scores; NaN: not yet known
+        # of the student's and the teacher's scores; NaN until the first batch
+        self.register_buffer("log_normalizer", torch.full((2,), math.nan))
         self.register_buffer("classes", torch.zeros(self.num_images, dtype=torch.int64))
         self._scarce: bool | None = None  # whether some image has fewer than k negatives; found when first asked
 

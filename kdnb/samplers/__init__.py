@@ -1,1 +1,1 @@
-"""What hands images to the student: guided diffusion, a reusable generator, a replay buffer."""
+"""What hands images to the student: guided diffusion, a reusable generator, the methods of `field`, pools and other supplies."""

@@ -1,15 +1,14 @@
-"""Distillation from a generator that learns to please the teacher: no data and no prior. The loop of AEAHL-RG and Fast-Datafree.
+"""Distillation from a generator that learns to please the teacher: no data and no prior. AEAHL-RG and Fast-Datafree in the common loop.
 
 for every round:  images = synthesizer(z)  (one update of the generator);  pool.push(images)
                   from round `warmup` on:  x ~ pool;  student <- SGD on KD(student(x), teacher(x)) [+ hard loss]
 """
 
-import time
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,15 +21,11 @@ from kdnb.generators.latent import draw_latents, refresh_batch_norm
 from kdnb.generators.perturbation import PerturbationGenerator
 from kdnb.losses import kd_loss
 from kdnb.losses.datafree import hard_mix_loss
-from kdnb.progress import progress
 from kdnb.randomness import generator_for, seed_everything
-from kdnb.samplers.replay_buffer import ReplayBuffer
+from kdnb.samplers.fast import CroppedSynthesizer
+from kdnb.samplers.supply import PoolSupply
 from kdnb.samplers.synthesizer import Synthesizer
-from kdnb.storage.checkpoints import load_state, save_state
-from kdnb.training.evaluation import evaluate
-from kdnb.training.resume import Resumable
-from kdnb.training.schedules import cosine
-from kdnb.training.student_phase import student_phase
+from kdnb.studies.datafree_loop import GeneratorResult, LoopConfig, distil_from_synthesizer
 
 HARD_LOSSES = ("none", "no_aea", "aea")
 
@@ -111,23 +106,6 @@ class GeneratorConfig:
             raise InputError(f"lr and temperature must be above 0, got {self.lr} and {self.temperature}")
 
 
-def student_rate(config: GeneratorConfig, epoch: int) -> float:
-    """Learning rate of the student in a round (zero-based): a cosine from `lr` at round `warmup` towards `final_lr` after the last."""
-    share = (epoch - config.warmup) / max(config.epochs - config.warmup, 1)
-    return cosine(config.lr, config.final_lr, share)
-
-
-class GeneratorResult(NamedTuple):
-    """`history`: one row a round; `inner`: one row an inner step with the unweighted losses; the pool's `images` and `labels` (those
-    asked for), oldest first; `seconds` by phase."""
-
-    history: list[dict]
-    inner: list[dict]
-    images: Tensor
-    labels: Tensor
-    seconds: dict[str, float]
-
-
 def distil_from_generator(
     teacher: nn.Module,
     student: nn.Module,
@@ -184,102 +162,53 @@ def distil_from_generator(
         config.bn_momentum,
         config.meta_update,
     )
-    parts = {"synthesizer": synthesizer, "student": student}
-    parts["optimizer"] = torch.optim.SGD(
-        student.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay
-    )
+    attacker = None
     if config.hard_loss == "aea":
         network = PerturbationGenerator(generator.channels, config.perturbation_width, config.perturbation_blocks).to(
             device
         )
-        parts["attacker"] = PerturbationTrainer(network, teacher, config.epsilon)
-    attacker = parts.get("attacker")
-    pool = ReplayBuffer(config.pool_size, (generator.channels, generator.image_size, generator.image_size), device)
-    start = {"history": [], "inner": [], "seconds": {"synthesis": 0.0, "student": 0.0}}
-    work = Resumable(folder, parts, start)
-    history, inner, seconds = work["history"], work["inner"], work["seconds"]
-    _refill(pool, folder, work.done, config)
-    loss = partial(_loss, teacher, student, pool, attacker, config)
-
-    for epoch in progress(range(work.done, config.epochs), description, config.epochs, work.done):
-        started = time.monotonic()
-        synthesizer.augment = partial(
-            augment,
-            padding=config.crop_padding,
-            flip=config.flip,
-            generator=generator_for(seed, "synthesis crops", epoch, device=device),
-        )
-        made = synthesizer(
-            rng=generator_for(seed, "synthesis", epoch, device=device), on_step=attacker.step if attacker else None
-        )
-        pool.push(made.images, made.labels)
-        if folder is not None:
-            save_state(_shard(folder, epoch), {"images": made.images, "labels": made.labels}, f"pool of round {epoch}")
-        row, steps = _losses(made.losses, epoch)
-        inner += steps
-        synthesized = time.monotonic()
-        seconds["synthesis"] += synthesized - started
-
-        row |= {"stored": len(pool), "images": (epoch + 1) * config.synthesis_batch}
-        if epoch >= config.warmup and config.student_steps:
-            row["lr"] = student_rate(config, epoch)
-            row["train"] = student_phase(
-                student, parts["optimizer"], loss, steps=config.student_steps, rate=row["lr"], seed=seed, epoch=epoch
-            )
-        seconds["student"] += time.monotonic() - synthesized
-        row["elapsed"] = sum(seconds.values())
-        if (epoch + 1) % config.eval_every == 0 or epoch + 1 == config.epochs:
-            row |= {name: value for name, value in evaluate(student, test).items() if name != "loss"}
-        history.append(row)
-        if log:
-            log(**row)
-        work.save(epoch + 1, last=epoch + 1 == config.epochs)
-
-    student.eval()
+        attacker = PerturbationTrainer(network, teacher, config.epsilon)
+    shape = (generator.channels, generator.image_size, generator.image_size)
+    supply = PoolSupply(config.pool_size, shape, device, config.crop_padding, config.flip, folder)
+    cropped = CroppedSynthesizer(
+        synthesizer,
+        config.crop_padding,
+        config.flip,
+        crop_rng=lambda call: generator_for(seed, "synthesis crops", call, device=device),
+        on_step=attacker.step if attacker else None,
+    )
+    schedule = {field.name: getattr(config, field.name) for field in dataclasses.fields(LoopConfig)}
+    found = distil_from_synthesizer(
+        student,
+        cropped,
+        supply,
+        partial(_loss, teacher, student, supply, attacker, config),
+        test,
+        LoopConfig(**schedule),
+        seed=seed,
+        folder=folder,
+        log=log,
+        description=description,
+        parts={"attacker": attacker} if attacker else None,
+    )
     refresh_batch_norm(
         generator, draw_latents(512, generator.latent_dim, generator_for(seed, "refresh", device=device), device)
     )
     generator.eval()
-    return GeneratorResult(history, inner, *pool.contents(), seconds)
-
-
-def _shard(folder: Path, epoch: int) -> Path:
-    return folder / "pool" / f"round-{epoch:06d}.safetensors"
-
-
-def _refill(pool: ReplayBuffer, folder: Path | None, epochs: int, config: GeneratorConfig) -> None:
-    """Push the shards of the rounds done, but for those that the ring would have lost since."""
-    first = max(0, epochs - -(-config.pool_size // config.synthesis_batch))
-    for epoch in range(first, epochs):
-        pool.push(**load_state(_shard(folder, epoch), f"pool of round {epoch}"))
-
-
-def _losses(losses: dict[str, Tensor], epoch: int) -> tuple[dict, list[dict]]:
-    """The row of a round and those of its inner steps, in one copy from the device."""
-    values = dict(zip(losses, torch.stack(list(losses.values())).tolist(), strict=True))
-    steps = [
-        {"epoch": epoch + 1, "step": step} | {name: series[step] for name, series in values.items()}
-        for step in range(len(values["total"]))
-    ]
-    means = {name: sum(series) / len(series) for name, series in values.items() if name != "total"}
-    return {
-        "epoch": epoch + 1,
-        "loss": sum(values["total"]) / len(steps),
-        "loss_first": values["total"][0],
-    } | means, steps
+    return found
 
 
 def _loss(
     teacher: nn.Module,
     student: nn.Module,
-    pool: ReplayBuffer,
+    supply: PoolSupply,
     attacker: PerturbationTrainer | None,
     config: GeneratorConfig,
     rng: torch.Generator,
 ) -> Tensor:
-    """The loss of one batch of the pool, attacked or not."""
+    """The loss of one batch of the supply, attacked or not."""
     crop = partial(augment, padding=config.crop_padding, flip=config.flip, generator=rng)
-    images = crop(pool.sample(config.batch_size, rng)[0])
+    images = supply(config.batch_size, rng)
     batch = hard_batch(
         images, teacher, attacker.network if attacker else None, config.epsilon, config.probability, crop, rng
     )

@@ -23,10 +23,12 @@ from kdnb.losses.soft_labels import compress_labels
 from kdnb.methods.stored_labels import StoredLabels
 from kdnb.models import build
 from kdnb.samplers.cadr import GuidanceConfig
+from kdnb.samplers.field import METHODS
 from kdnb.storage.checkpoints import state_hash
 from kdnb.studies import (
     architecture_search,
     bfa_attack,
+    datafree_field,
     elbo_vid,
     fast_ad,
     label_store,
@@ -35,9 +37,10 @@ from kdnb.studies import (
     reusable_generator,
 )
 from kdnb.studies.soft_labels import ReplaySplit
-from kdnb.training import loop, resume
+from kdnb.training.loop import loop, resume
 from kdnb.training.recipe import Recipe
 from tests.generators.test_diffusion import Dropping
+from tests.studies.test_datafree_field import data, tiny
 from tests.studies.test_fast_ad import CONFIG as ONLINE
 from tests.studies.test_fast_ad import FloatPrior
 from tests.studies.test_reusable_generator import CONFIG as GENERATOR
@@ -101,6 +104,15 @@ def generator(folder: Path | None, **changes) -> dict:
     found = reusable_generator.distil_from_generator(teacher, student, made, 3, test, config, seed=5, folder=folder)
     history = [{name: value for name, value in row.items() if name != "elapsed"} for row in found.history]
     return {"student": student.state_dict(), "generator": made.state_dict(), "history": history, "images": found.images}
+
+
+def field(name: str, folder: Path | None) -> dict:
+    """Four rounds of one method of the data-free field."""
+    teacher, student = network(num_classes=3, channels=1, seed=9).eval(), network(num_classes=3, channels=1)
+    chosen = tiny(name, warmup=0)
+    found = datafree_field.distil_by(name, teacher, student, data(), chosen, seed=5, folder=folder)
+    history = [{key: value for key, value in row.items() if key != "elapsed"} for row in found.history]
+    return {"student": student.state_dict(), "history": history, "inner": found.inner, "images": found.images}
 
 
 def bit_search(folder: Path | None) -> dict:
@@ -198,6 +210,7 @@ ROUTINES: dict[str, Routine] = {
     "Fast-AD, guided": Routine(partial(online, guided=True), epochs=4),
     "reusable generator": Routine(generator, epochs=4),
     "reusable generator, hard loss": Routine(partial(generator, hard_loss="aea"), epochs=4),
+    **{f"data-free, {name}": Routine(partial(field, name), epochs=4) for name in METHODS},
     "bit search": Routine(bit_search, tick=(bit_flip.ProgressiveBitSearch, "step")),
     "VAE": Routine(autoencoder),
     "VID bound": Routine(vid_bound),

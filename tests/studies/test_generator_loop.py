@@ -11,7 +11,8 @@ from kdnb.errors import InputError
 from kdnb.generators.latent import LatentGenerator
 from kdnb.generators.reusable import ReusableGenerator, prepare
 from kdnb.models import build
-from kdnb.studies.generator_loop import GeneratorConfig, distil_from_generator, student_rate
+from kdnb.studies.datafree_loop import student_rate
+from kdnb.studies.generator_loop import GeneratorConfig, distil_from_generator
 
 CONFIG = GeneratorConfig(
     epochs=4,

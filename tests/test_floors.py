@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "kdnb"
 FLOORS = (
     {"errors", "progress"},
     {"storage", "intervals", "losses", "models", "generators"},
-    {"randomness", "metrics", "methods", "attacks", "reports"},
+    {"randomness", "metrics", "methods", "attacks", "reports", "checks"},
     {"data", "samplers", "runs"},
     {"training", "parameters"},
     {"studies", "runner"},

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "kdnb"
 
 FLOORS = (
     {"errors", "progress"},
-    {"storage", "intervals", "losses", "models", "generators"},
+    {"live", "storage", "intervals", "losses", "models", "generators"},
     {"randomness", "metrics", "methods", "attacks", "reports", "checks"},
     {"data", "samplers", "runs"},
     {"training", "parameters"},

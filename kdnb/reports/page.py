@@ -63,7 +63,8 @@ def summarize(runs: Iterable[RunFiles]) -> list[Summary]:
 def _difference(recipe: dict[str, Any], siblings: list[dict[str, Any]]) -> str:
     """`name=value` of the parameters that are not the same in all experiments of the notebook."""
     names = [name for name in recipe if any(other.get(name) != recipe[name] for other in siblings)]
-    return ", ".join(f"{name}={recipe[name]}" for name in names)
+    words = [f"{name}={recipe[name]}" for name in names if name != "by_hand"]
+    return ", ".join(words + (["by hand"] if recipe.get("by_hand") else []))
 
 
 class Paired(NamedTuple):
@@ -178,7 +179,8 @@ def _csv(runs: list[RunFiles]) -> bytes:
     writer = csv.DictWriter(buffer, COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for run in runs:
-        writer.writerows(run.results)
+        mark = " (by hand)" if run.by_hand else ""
+        writer.writerows(row | {"notebook": row["notebook"] + mark} for row in run.results)
     return buffer.getvalue().encode()
 
 

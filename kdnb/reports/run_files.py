@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from kdnb.errors import InputError, check_name
 from kdnb.reports.outcome import read_outcome
 from kdnb.storage.files import read_record
-from kdnb.storage.naming import plain_name
+from kdnb.storage.naming import BY_HAND, plain_name
 from kdnb.storage.paths import outputs_root
 
 COLUMNS = ("notebook", "metric", "value", "seed")
@@ -34,9 +34,20 @@ class RunFiles(NamedTuple):
         return str(self.parameters.get("seed", ""))
 
     @property
+    def by_hand(self) -> bool:
+        """Whether a person ran the cells, in JupyterLab or elsewhere."""
+        return self.folder.name.endswith(BY_HAND)
+
+    @property
     def recipe(self) -> dict[str, Any]:
-        """All parameters but the seed: what makes runs one experiment."""
-        return {name: value for name, value in self.parameters.items() if name != "seed"}
+        """All parameters but the seed: what makes runs one experiment. What was done by hand is never one with what was not."""
+        found = {name: value for name, value in self.parameters.items() if name != "seed"}
+        return found | {"by_hand": True} if self.by_hand else found
+
+    @property
+    def status(self) -> str:
+        """How it ended, in a word or two."""
+        return "by hand" if self.by_hand else self.outcome.get("status", "not recorded")
 
 
 def read_run(folder: Path) -> RunFiles:

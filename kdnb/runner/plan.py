@@ -15,7 +15,7 @@ from kdnb.parameters import PARAMETERS, Parameters, resolve
 from kdnb.runner.cell import read_cell
 from kdnb.storage.files import read_record
 from kdnb.storage.header import check_classes
-from kdnb.storage.naming import run_folder, run_name
+from kdnb.storage.naming import BY_HAND, run_folder, run_name
 from kdnb.storage.paths import PROJECT
 
 _TAG = "tag:yaml.org,2002:"
@@ -105,6 +105,10 @@ def plan_again(folder: Path) -> Plan:
     Raises:
         InputError: no whole record, a record of another run, a notebook whose parameters are others by now, or what `plan` refuses.
     """
+    if folder.name.endswith(BY_HAND):
+        raise InputError(
+            f"{folder.name} was made by hand, and its cells are not recorded; run the notebook with `inv run`"
+        )
     values = resolve(_recorded_parameters(folder))
     profile, base = folder.parent.parent.name, folder.parent.name
     path = notebooks_folder() / f"{check_name('notebook', base, notebook_names())}.ipynb"

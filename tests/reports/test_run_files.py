@@ -148,6 +148,13 @@ def test_a_record_in_the_folder_of_another_run_is_refused(fixtures):
         plan_again(other.parent / "seed0-0123456789")
 
 
+def test_a_run_by_hand_is_not_planned_again(fixtures):
+    folder = run_folder("quick", "raises", {"seed": 0, "epochs": 2}, by_hand=True)
+    write_record(folder / "run.json", {"parameters": {"seed": 0, "epochs": 2}})
+    with pytest.raises(InputError, match="was made by hand"):
+        plan_again(folder)
+
+
 def test_a_notebook_with_other_parameters_than_the_record_is_refused(fixtures):
     with pytest.raises(InputError, match=r"raises has other parameters now .*\(lr\); start a new run"):
         plan_again(recorded(lr=0.1))

@@ -15,12 +15,20 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from kdnb.rehearsal import cut
+
 _INTERVAL = 0.5  # seconds between two updates
 
 
-def progress(items: Iterable, description: str, total: int | None = None, initial: int = 0) -> Iterator:
-    """Yield from `items` and show how far it got; `initial` items count as done before."""
+def progress(
+    items: Iterable, description: str, total: int | None = None, initial: int = 0, whole: bool = False
+) -> Iterator:
+    """Yield from `items` and show how far it got; `initial` items count as done before.
+
+    A rehearsal cuts them (`kdnb.rehearsal.cut`) unless the `whole` of them is needed for what follows.
+    """
     total = total if total is not None else initial + len(items)
+    items = cut(items, description, total - initial, most=total if whole else 2)
     target = os.environ.get("KDNB_PROGRESS")
     if 0 < initial < total:
         print(f"reused: {description} continues at {initial}/{total}", flush=True)

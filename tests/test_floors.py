@@ -9,7 +9,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "kdnb"
 
 FLOORS = (
-    {"errors", "progress"},
+    {"errors", "rehearsal"},
+    {"progress"},
     {"live", "storage", "intervals", "losses", "models", "generators"},
     {"randomness", "metrics", "methods", "attacks", "reports", "checks"},
     {"data", "samplers", "runs"},

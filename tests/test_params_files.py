@@ -53,7 +53,13 @@ def test_the_pair_is_built_and_every_method_fits_it(file):
     with torch.device("meta"):
         for setting in settings_of(p):
             bound = build_method(setting.method, **setting.hyper).bind(
-                student, teacher, (spec.channels, spec.image_size, spec.image_size), spec.num_classes, p.batch_size
+                student,
+                teacher,
+                (spec.channels, spec.image_size, spec.image_size),
+                spec.num_classes,
+                p.batch_size,
+                p.epochs,
+                num_images=1000,
             )
             assert setting.hyper.items() <= bound.hyper.items()
 

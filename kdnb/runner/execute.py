@@ -69,9 +69,8 @@ def run_notebook(plan: Plan, limit: float | None = None, again: bool = True) -> 
             watch.close()
             outcome.seconds, outcome.peak_memory_mib = round(time.monotonic() - started, 1), watch.peak_memory_mib
             write_record(plan.folder / "execution.json", record | outcome.entries())
-    if (
-        watch.stopped and outcome.status == "ok"
-    ):  # asked to stop when all was done: the run is whole, its caller must know
+    if watch.stopped and outcome.status == "ok":
+        # asked to stop when all was done: the run is whole, its caller must know
         raise KeyboardInterrupt
     return outcome
 

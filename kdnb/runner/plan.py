@@ -45,10 +45,13 @@ def experiments(profile: str) -> list[str]:
     return sorted(files | set(notebook_names())) if profile == "quick" else sorted(files)
 
 
+def profiles() -> list[str]:
+    """Folders of parameter files; quick is there without one."""
+    return list(dict.fromkeys(["quick", *sorted(path.name for path in params_folder().glob("*/"))]))
+
+
 def _profile(name: str) -> str:
-    return check_name(
-        "profile", name, dict.fromkeys(["quick", *sorted(path.name for path in params_folder().glob("*/"))])
-    )
+    return check_name("profile", name, profiles())
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,21 @@ def plan(notebook: str, profile: str = "quick", overrides: Mapping[str, Any] | N
         InputError: an unknown notebook, profile, variant or parameter, a value out of range, missing or damaged data, a teacher
             for another number of classes.
     """
+    base, path, defaults, values = _resolved(notebook, profile, overrides)
+    _check_outside(values)
+    changed = {name: value for name, value in values.items() if value != defaults[name]}
+    return Plan(base, path, profile, values, changed, run_folder(profile, base, values))
+
+
+def resolve_experiment(notebook: str, profile: str = "quick", overrides: Mapping[str, Any] | None = None) -> Parameters:
+    """All parameters of an experiment, checked among themselves; `plan` also looks for the files they name."""
+    return _resolved(notebook, profile, overrides)[3]
+
+
+def _resolved(
+    notebook: str, profile: str, overrides: Mapping[str, Any] | None
+) -> tuple[str, Path, Parameters, Parameters]:
+    """Name and file of the notebook, its defaults, and the values of this experiment."""
     base, _, variant = Path(notebook).name.removesuffix(".ipynb").partition(".")
     path = notebooks_folder() / f"{check_name('notebook', base, notebook_names())}.ipynb"
     cell = read_cell(path)
@@ -91,10 +109,7 @@ def plan(notebook: str, profile: str = "quick", overrides: Mapping[str, Any] | N
         if value is None and not cell[name].type.startswith("Optional["):
             raise InputError(f"{name} must be {PARAMETERS[name].allowed}, got None")
     defaults = resolve({name: line.default for name, line in cell.items()})
-    values = resolve(defaults | given)
-    _check_outside(values)
-    changed = {name: value for name, value in values.items() if value != defaults[name]}
-    return Plan(base, path, profile, values, changed, run_folder(profile, base, values))
+    return base, path, defaults, resolve(defaults | given)
 
 
 def plan_again(folder: Path) -> Plan:

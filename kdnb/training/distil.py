@@ -87,10 +87,10 @@ def distil(
         student: architecture. Its first weights, the order and the augmentation depend on the seed alone, so seeds pair up over methods.
         omitted_class: a class of which no image is in the student's training split.
     Raises:
-        InputError: what `methods.build`, `Method.bind` and `fit` refuse, or a class that there isn't.
+        InputError: what `methods.build`, `Method.bind` and `fit` refuse, or a class that the data set has not.
     """
-    net, method = _bound(setting, student, teacher, data, recipe, seed)
     train = data.train if omitted_class is None else data.train.without_class(_known_class(omitted_class, data))
+    net, method = bound(setting, student, teacher, data, recipe, seed, len(train))
     key = {
         "student": student,
         "method": setting.method,
@@ -128,15 +128,14 @@ def distil(
     return Distilled(net.eval(), method.eval(), state["history"], state["seconds"], recipe_key(key))
 
 
-def _bound(
-    setting: Setting, student: str, teacher: Trained, data: Dataset, recipe: Recipe, seed: int
+def bound(
+    setting: Setting, student: str, teacher: Trained, data: Dataset, recipe: Recipe, seed: int, num_images: int
 ) -> tuple[nn.Module, nn.Module]:
-    """An untrained student and its method, made for each other."""
+    """An untrained student and its method, made for each other and for a split of so many images."""
     net = fresh(student, data, seed)
     method = methods.build(setting.method, **setting.hyper)
-    method.bind(
-        net, teacher.model, (data.channels, data.image_size, data.image_size), data.num_classes, recipe.batch_size
-    )
+    image_shape = (data.channels, data.image_size, data.image_size)
+    method.bind(net, teacher.model, image_shape, data.num_classes, recipe.batch_size, recipe.epochs, num_images)
     return net, method
 
 

@@ -52,7 +52,8 @@ def trained(name: str, folder=None):
     torch.manual_seed(3)
     teacher = build(p["teacher"], **data.normalization).eval()
     student = fresh(p["student"], data, seed=0)
-    method = methods.build(setting.method, **setting.hyper).bind(student, teacher, (1, 8, 8), 10, BATCH)
+    method = methods.build(setting.method, **setting.hyper)
+    method.bind(student, teacher, (1, 8, 8), 10, BATCH, recipe.epochs, len(train))
     found = fit(student, train, test, recipe, method=method, teacher=teacher, seed=5, folder=folder)
     return student, method, found
 
@@ -68,7 +69,7 @@ def test_a_method_killed_within_an_epoch_resumes_bit_for_bit(name, tmp_path, mon
         if len(steps) == STOP:
             raise Killed
 
-    monkeypatch.setattr(loop, "_SAVE_EVERY", -1.0)
+    monkeypatch.setattr("kdnb.training.resume.SAVE_EVERY", -1.0)
     monkeypatch.setattr(loop, "_accumulate", dying)
     with pytest.raises(Killed):
         trained(name, tmp_path)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from kdnb.errors import InputError, check_name
 from kdnb.reports.checklist import checklist, provenance
+from kdnb.reports.notebook_page import notebook_page
 from kdnb.reports.run_files import COLUMNS, RunFiles, find_runs, read_run, runs_beside
 from kdnb.storage.files import atomic_write
 from kdnb.storage.naming import canonical, plain_name
@@ -195,18 +196,8 @@ def _notebook_page(run: RunFiles, folder: Path) -> str:
     source = run.folder / "notebook.ipynb"
     if not source.is_file():
         return ""
-    import nbformat
-    from jinja2 import DictLoader
-    from nbconvert import HTMLExporter
-
-    # scripts that our notebooks don't need are left out; formulas are set by MathJax where there is a network
-    page = (
-        "{% extends 'lab/index.html.j2' %}{% block html_head_js_requirejs %}{% endblock %}"
-        "{% block html_head_js_mermaidjs %}{% endblock %}"
-    )
-    exporter = HTMLExporter(extra_loaders=[DictLoader({"page.j2": page})], template_file="page.j2", sanitize_html=True)
     try:
-        body, _ = exporter.from_notebook_node(nbformat.read(source, as_version=4))
+        body = notebook_page(source)
     except (OSError, ValueError):
         return ""
     name = f"{run.notebook}-{run.folder.name}.html"

@@ -94,26 +94,6 @@ def test_markup_from_a_run_stays_text(outputs):
     assert "<script" not in html and html.count("&lt;script&gt;") >= 4
 
 
-def test_scripts_in_notebook_outputs_are_left_out(outputs):
-    folder = make_run(outputs, 0, 0.9)
-    cell = nbformat.v4.new_code_cell(
-        "x", outputs=[nbformat.v4.new_output("display_data", {"text/html": "<b>bold</b><script>evil()</script>"})]
-    )
-    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), folder / "notebook.ipynb")
-    build_report([folder], outputs / "demo", "demo")
-    (page,) = (outputs / "demo" / "notebooks").glob("*.html")
-    assert "<b>bold</b>" in page.read_text() and "<script>evil" not in page.read_text()
-
-
-def test_formulas_survive_in_the_notebook_pages(outputs):
-    folder = make_run(outputs, 0, 0.9)
-    cell = nbformat.v4.new_markdown_cell(r"$$L = \tau^2 \sum_k p_k < 1$$")
-    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), folder / "notebook.ipynb")
-    build_report([folder], outputs / "demo", "demo")
-    (page,) = (outputs / "demo" / "notebooks").glob("*.html")
-    assert r"\tau^2 \sum_k p_k &lt; 1" in page.read_text()
-
-
 @pytest.mark.parametrize(
     "name, content",
     [

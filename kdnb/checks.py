@@ -101,8 +101,7 @@ class Checks:
     def _judge(self, statement: str, condition: Any, value: Any, because: str) -> bool | None:
         if any(check.statement == statement for check in self._found):
             raise ValueError(f"the check {statement!r} is there twice")
-        if rehearsing():
-            because = "this is a rehearsal"
+        because = "this is a rehearsal" if rehearsing() else because
         if because:
             self._found.append(Check(statement, "not judged", None, because))
             return None

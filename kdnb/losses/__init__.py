@@ -67,15 +67,11 @@ from kdnb.losses.standardization import standardize
 from kdnb.losses.teacher_free import (
     lsr,
     lsr_released,
-    tf_kd_reg,
-    tf_kd_reg_released,
-    tf_kd_self,
-    tf_kd_self_released,
     virtual_teacher,
     virtual_teacher_kl,
     virtual_teacher_kl_released,
 )
-from kdnb.losses.tolerant import generation_loss, patriarch_loss, top_score_difference
+from kdnb.losses.tolerant import top_score_difference
 from kdnb.losses.wkd_f import grid_moments, wkd_f_losses
 from kdnb.losses.zero_cost import classifier_gradient, diswot_score, relation_score, semantic_score
 
@@ -114,7 +110,6 @@ __all__ = [
     "ferkd_targets",
     "gaussian_kl",
     "gaussian_mutual_information",
-    "generation_loss",
     "grid_moments",
     "hierarchical_context_loss",
     "info_nce",
@@ -131,7 +126,6 @@ __all__ = [
     "ofd_loss",
     "ofd_margin",
     "parse_mode",
-    "patriarch_loss",
     "pkt_loss",
     "pool_to",
     "pool_to_smaller",
@@ -164,10 +158,6 @@ __all__ = [
     "sp_loss",
     "standardize",
     "swapped_prediction",
-    "tf_kd_reg",
-    "tf_kd_reg_released",
-    "tf_kd_self",
-    "tf_kd_self_released",
     "top_score_difference",
     "vid_loss",
     "virtual_teacher",

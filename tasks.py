@@ -36,6 +36,15 @@ LOCK = (
 )
 
 
+def _say(text, file=None, flush=True):
+    """Print a line; where nobody reads any more (`inv run ... | head -1`) the work goes on in silence."""
+    stream = file or sys.stdout
+    try:
+        print(text, file=stream, flush=flush)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 @contextmanager
 def _one_sentence():
     """`InputError` becomes a line on stderr and exit code 2."""
@@ -68,20 +77,20 @@ def _compile_once() -> None:
         and stamp.read_text() == names
     ):
         return
-    print("compiling the environment, once (about a minute)", file=sys.stderr, flush=True)
+    _say("compiling the environment, once (about a minute)", file=sys.stderr, flush=True)
     compileall.compile_dir(packages, quiet=2, workers=0)
     stamp.write_text(names)
 
 
-def _run(plan, limit=None):
+def _run(plan, limit=None, again=False):
     from kdnb.reports.page import write_run_page
     from kdnb.runner.execute import run_notebook
 
     _compile_once()
-    outcome = run_notebook(plan, limit)
+    outcome = run_notebook(plan, limit, again)
     write_run_page(outcome.folder)
     fine = outcome.status == "ok"
-    print(
+    _say(
         f"{plan.notebook}: {outcome.describe()}" if fine else outcome.describe(),
         file=sys.stdout if fine else sys.stderr,
         flush=True,
@@ -104,9 +113,9 @@ def _beside(notebook: str, seed: str):
 
     def finish() -> int:
         if process.poll() is None:
-            print(f"waiting for {notebook}", flush=True)
+            _say(f"waiting for {notebook}", flush=True)
         words = process.communicate()[0].replace("\r", "\n").splitlines()
-        print(
+        _say(
             "\n".join(
                 line for line in words if line.startswith(notebook) and "cells" not in line or process.returncode
             ),
@@ -142,8 +151,8 @@ def demo(context, seed="0"):
         page = build_report([planned.folder for planned in plans], outputs_root() / "demo", f"kdnb demo, seed {seed}")
     found = {row["metric"]: row["value"] for planned in plans for row in read_run(planned.folder).results}
     for name in DEMO_METRICS:
-        print(f"{name:24} {found.get(name, 'missing')}")
-    print(f"report: {os.path.relpath(page)}")
+        _say(f"{name:24} {found.get(name, 'missing')}")
+    _say(f"report: {os.path.relpath(page)}")
     missing = 1 if set(DEMO_METRICS) - set(found) else 0
     if code := next(filter(None, codes), missing):
         raise Exit(code=code)
@@ -153,15 +162,20 @@ def demo(context, seed="0"):
     positional=["notebook"],
     iterable=["parameter"],
     help={
-        "notebook": "name, as 01_teacher, or an experiment's, as 04_distillation/kd: `inv experiments` lists them",
-        "parameter": "name=value; may be repeated",
+        "notebook": "an experiment, as 01_teacher or 04_distillation/kd (`inv experiments`); 01 will do where only one begins so",
+        "parameter": "name=value; may be repeated (`inv params NOTEBOOK` lists them)",
         "profile": "folder under params/",
         "limit": "seconds after which the run is stopped",
-        "resume": "go on with a run: give its folder, or the folder's name, in place of the notebook",
+        "resume": "go on with a run: give its name or its folder (`inv runs`) in place of the notebook",
+        "again": "execute it once more, though it has finished and nothing has changed",
     },
 )
-def run(context, notebook, parameter=None, profile="quick", limit=None, resume=False):
-    """Run one notebook headless: outputs/PROFILE/NOTEBOOK/RUN."""
+def run(context, notebook, parameter=None, profile="quick", limit=None, resume=False, again=False):
+    """Run one notebook headless: outputs/PROFILE/NOTEBOOK/RUN. A run that was stopped goes on; one that has finished is shown.
+
+    Exit codes: 0 ended well, 1 a cell failed, 2 bad input, 4 the kernel died, 5 over the limit, 6 a check does not hold, 130 stopped.
+    """
+    from kdnb.reports.listing import describe_results
     from kdnb.reports.run_files import find_run
     from kdnb.runner.plan import parse_limit, parse_overrides, plan, plan_again
 
@@ -171,8 +185,11 @@ def run(context, notebook, parameter=None, profile="quick", limit=None, resume=F
         planned = (
             plan_again(find_run(notebook)) if resume else plan(notebook, profile, parse_overrides(parameter or []))
         )
-        outcome = _run(planned, parse_limit(limit))
-    print(f"outputs: {os.path.relpath(outcome.folder)}")
+        outcome = _run(planned, parse_limit(limit), again)
+    if results := describe_results(outcome.folder):
+        _say(results)
+    _say(f"outputs: {os.path.relpath(outcome.folder)}")
+    _say(f"report: {os.path.relpath(outcome.folder / 'report.html')}")
     if outcome.exit_code:
         raise Exit(code=outcome.exit_code)
 
@@ -205,7 +222,7 @@ def rehearse(context, name, parameter=None, profile="quick", limit=None, shared=
                 parse_limit(limit),
                 fresh=not shared or number == 0,
             )
-            print(found.describe(), flush=True)
+            _say(found.describe(), flush=True)
             failed += [experiment] * bool(found.outcome.exit_code)
             if found.outcome.status == "interrupted":
                 break
@@ -213,8 +230,11 @@ def rehearse(context, name, parameter=None, profile="quick", limit=None, shared=
         raise Exit(f"did not come to its end: {', '.join(failed)}", 1)
 
 
-@task(name="all", help={"profile": "folder under params/"})
-def run_all(context, profile="quick"):
+@task(
+    name="all",
+    help={"profile": "folder under params/", "again": "execute also what has finished and has not changed since"},
+)
+def run_all(context, profile="quick", again=False):
     """Run every experiment of a profile, one after another, then write its report."""
     from kdnb.reports.page import report as write
     from kdnb.runner.plan import experiments, plan
@@ -222,10 +242,10 @@ def run_all(context, profile="quick"):
     with _one_sentence():
         names = experiments(profile)
         plans = [plan(name, profile) for name in names]
-        outcomes = [_run(planned) for planned in plans]
-        print(f"report: {os.path.relpath(write(profile))}")
+        outcomes = [_run(planned, again=again) for planned in plans]
+        _say(f"report: {os.path.relpath(write(profile))}")
     for name, outcome in zip(names, outcomes, strict=True):
-        print(f"{name:56} {outcome.status:12} {outcome.seconds:8.1f} s")
+        _say(f"{name:56} {outcome.status:12} {outcome.seconds:8.1f} s")
     if code := max((outcome.exit_code for outcome in outcomes), default=0):
         raise Exit(code=code)
 
@@ -236,7 +256,7 @@ def experiments(context, profile=None):
     from kdnb.runner.show import list_experiments
 
     with _one_sentence():
-        print(list_experiments(profile))
+        _say(list_experiments(profile))
 
 
 @task(
@@ -252,7 +272,7 @@ def params(context, notebook, profile=None):
 
     with _one_sentence():
         wants_values = profile or "/" in notebook
-        print(describe_experiment(notebook, profile or "quick") if wants_values else describe_notebook(notebook))
+        _say(describe_experiment(notebook, profile or "quick") if wants_values else describe_notebook(notebook))
 
 
 @task(
@@ -266,18 +286,37 @@ def report(context, profile="quick", baseline=""):
     from kdnb.reports.page import report as write
 
     with _one_sentence():
-        print(f"report: {os.path.relpath(write(profile, baseline))}")
+        _say(f"report: {os.path.relpath(write(profile, baseline))}")
 
 
-@task(positional=["first", "second"], help={"first": "folder of a run, or its name", "second": "another one"})
+@task(help={"profile": "folder under outputs/; none: all"})
+def runs(context, profile=""):
+    """List the runs there are: name, how each ended, seconds, main results."""
+    from kdnb.reports.listing import list_runs
+
+    with _one_sentence():
+        _say(list_runs(profile))
+
+
+@task(positional=["run"], help={"run": "name of a run or the beginning of it, as 01_teacher/seed0, or a folder"})
+def show(context, run):
+    """Show one run: how it ended, its parameters, results, checks and files."""
+    from kdnb.reports.listing import describe_run
+    from kdnb.reports.run_files import find_run
+
+    with _one_sentence():
+        _say(describe_run(find_run(run, outside=True)))
+
+
+@task(positional=["first", "second"], help={"first": "name of a run, or a folder", "second": "another one"})
 def compare(context, first, second):
     """Say what two runs differ in, and whether their results are equal, within spread or different (then exit code 1)."""
     from kdnb.reports.compare import compare_runs
     from kdnb.reports.run_files import find_run
 
     with _one_sentence():
-        found = compare_runs(find_run(first), find_run(second))
-    print(found.describe())
+        found = compare_runs(find_run(first, outside=True), find_run(second, outside=True))
+    _say(found.describe())
     if found.verdict.startswith("different"):
         raise Exit(code=1)
 
@@ -285,7 +324,7 @@ def compare(context, first, second):
 @task(
     positional=["run"],
     help={
-        "run": "folder of a run, or its name",
+        "run": "name of a run, or a folder",
         "reuse": "take teachers and priors from the cache",
         "limit": "seconds after which the new execution is stopped",
     },
@@ -297,10 +336,10 @@ def verify(context, run, reuse=False, limit=None):
     from kdnb.runner.verify import verify as again
 
     with _one_sentence():
-        outcome, found = again(find_run(run), reuse, parse_limit(limit))
-    print(outcome.describe())
+        outcome, found = again(find_run(run, outside=True), reuse, parse_limit(limit))
+    _say(outcome.describe())
     if found:
-        print(found.describe())
+        _say(found.describe())
     if outcome.exit_code or not found.reproduced:
         raise Exit(code=outcome.exit_code or 1)
 
@@ -314,15 +353,17 @@ def record(context, notebook=None):
     with _one_sentence():
         for name in notebook or notebook_names():
             outcome = store(name)
-            print(f"{name}: {outcome.describe()}", flush=True)
+            _say(f"{name}: {outcome.describe()}", flush=True)
             if outcome.exit_code:
                 raise Exit(code=outcome.exit_code)
 
 
 @task
 def lab(context):
-    """Open JupyterLab on this machine only, with a token."""
-    _call(sys.executable, "-m", "jupyter", "lab", "--ip=127.0.0.1", f"--ServerApp.root_dir={ROOT}")
+    """Open JupyterLab on this machine only, with a token. More options of JupyterLab after `--`."""
+    root = ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+    command = [sys.executable, "-m", "jupyter", "lab", "--ip=127.0.0.1", f"--ServerApp.root_dir={ROOT}", *root]
+    _call(*command, *shlex.split(context.remainder))
 
 
 @task(positional=["dataset"], help={"dataset": "fashion_mnist, cifar10 or cifar100"})
@@ -336,7 +377,7 @@ def download(context, dataset):
         check_name("data set to download", dataset, FILES)
         load(dataset, download=True)
         check_files(dataset)
-    print(f"{dataset}: complete")
+    _say(f"{dataset}: complete")
 
 
 # --- keeping the project in order ----------------------------------------------------------------------------------------------
@@ -374,7 +415,7 @@ def docs(context):
     from kdnb.runner.reference import write_pages
 
     for name in write_pages():
-        print(f"{name}: tables written anew")
+        _say(f"{name}: tables written anew")
 
 
 @task
@@ -383,7 +424,7 @@ def methods(context):
     from kdnb.methods import METHODS
 
     for name, entry in METHODS.items():
-        print(f"{name:28} {entry.summary:56} {entry.source}")
+        _say(f"{name:28} {entry.summary:56} {entry.source}")
 
 
 @task
@@ -403,7 +444,7 @@ def parity(context, folder):
 def bench(context):
     """Run every script in benchmarks/; each prints the figures that the README quotes."""
     for script in sorted((ROOT / "benchmarks").glob("*.py")):
-        print(f"# {script.name}", flush=True)
+        _say(f"# {script.name}", flush=True)
         _call(sys.executable, str(script))
 
 

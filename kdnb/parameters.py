@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, Valida
 from kdnb import models
 from kdnb.data import DATASETS
 from kdnb.errors import InputError, check_name
+from kdnb.live import check_names
 from kdnb.methods import METHODS, parse_method
 
 _BRANCH_RULES = ("gan1", "gan2", "less_active", "more_active")
@@ -364,7 +365,12 @@ def resolve(values: Mapping) -> Parameters:
 
 
 def collect(namespace: Mapping) -> Parameters:
-    """The checked parameters among a notebook's globals: plain values under names of the table, in the order of the table."""
+    """The checked parameters among a notebook's globals: plain values under names of the table, in the order of the table.
+
+    Raises:
+        InputError: as `resolve`; no parameter at all, or a name in the parameters cell that is none (`kdnb.live`).
+    """
+    check_names(namespace, PARAMETERS)
     plain = {
         name: namespace[name]
         for name, line in PARAMETERS.items()

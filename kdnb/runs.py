@@ -9,7 +9,8 @@
         figures/*.png
         progress/         checkpoints of work that is not finished
 
-RUN is `seedS-HASH`, HASH of the resolved parameters: the same experiment started again finds its folder and goes on.
+RUN is `seedS-HASH`, HASH of the resolved parameters: the same experiment started again finds its folder and goes on. What was not started
+by the runner (cells run in JupyterLab, perhaps edited) has a folder of its own, `seedS-HASH-by-hand`: it never touches a headless run.
 """
 
 import csv
@@ -208,13 +209,18 @@ def start_run(notebook: str, parameters: Mapping, profile: str | None = None) ->
     profile = profile or os.environ.get("KDNB_PROFILE", "quick")
     if parameters.get("threads"):
         torch.set_num_threads(int(parameters["threads"]))
-    run = Run(notebook, profile, parameters, run_folder(profile, notebook, parameters))
+    folder = run_folder(profile, notebook, parameters)
+    by_hand = os.environ.get("KDNB_RUN") != str(folder)  # the runner says where the run is that it started
+    if by_hand:
+        folder = run_folder(profile, notebook, parameters, by_hand)
+    run = Run(notebook, profile, parameters, folder)
     run.folder.mkdir(parents=True, exist_ok=True)
     run.claim()
     seed_everything(run.seed)
     run.note(
         notebook=notebook,
         profile=profile,
+        by_hand=by_hand,
         parameters=run.parameters,
         seeds={"python": run.seed, "numpy": run.seed, "torch": run.seed},
         threads=torch.get_num_threads(),
@@ -226,5 +232,6 @@ def start_run(notebook: str, parameters: Mapping, profile: str | None = None) ->
     print(
         f"{notebook} ({profile} profile, seed {run.seed}): kdnb {kdnb.__version__}, torch {torch.__version__}, "
         f"{run.device} with {torch.get_num_threads()} thread(s), commit {run.record['commit']}"
+        + (", by hand" if by_hand else "")
     )
     return run

@@ -76,3 +76,11 @@ def test_a_statement_twice_an_unknown_parameter_and_no_statement_are_refused(run
         checks.expect("a", True)
     with pytest.raises(ValueError, match="no parameter datset here; there are seed"):
         checks.where({"seed": 0}, datset="digits")
+
+
+def test_a_rehearsal_judges_nothing(run, monkeypatch):
+    monkeypatch.setenv("KDNB_REHEARSE", "costs")
+    checks = Checks(run)
+    assert checks.expect("above 0.9", lambda: 1 / 0) is None
+    checks.done()
+    assert checks.lines() == ["--   above 0.9: not judged here, because this is a rehearsal"]

@@ -3,15 +3,17 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from invoke import Collection
+from invoke import Collection, Context
 from invoke.parser import Parser
 
 import tasks
+from kdnb.reports.outcome import read_outcome
 from kdnb.storage.checkpoints import save_state
 
 ROOT = Path(__file__).parent.parent
@@ -96,7 +98,7 @@ def assert_refused(done, tmp_path, message):
 @pytest.mark.parametrize(
     "words, message",
     [
-        ("run fin", "unknown notebook 'fin'; did you mean 'fine'"),
+        ("run fien", "unknown notebook 'fien'; did you mean 'fine'"),
         ("run fine --profile standrad", "unknown profile 'standrad'; did you mean 'standard'"),
         ("run fine --profile standard", "profile standard has no fine; these have it: quick"),
         ("run fine/long", "unknown experiment of profile quick 'fine/long'"),
@@ -113,7 +115,11 @@ def assert_refused(done, tmp_path, message):
         ("run needs_data -p dataset=cifar10", "no complete copy of cifar10 found"),
         ("run needs_data -p teacher_checkpoint=none.safetensors", "none.safetensors can't be read"),
         ("all --profile standrad", "unknown profile"),
-        ("record -n fin", "unknown notebook 'fin'"),
+        ("record -n fien", "unknown notebook 'fien'"),
+        ("runs", "no runs found; start one with `inv run NOTEBOOK`"),
+        ("runs --profile standard", "no runs of profile standard found"),
+        ("show nowhere", "unknown run 'nowhere'"),
+        ("show tests", "tests is no run"),
         ("report", "no runs of profile quick found"),
         ("run nowhere --resume", "unknown run 'nowhere'"),
         ("run ../x/y --resume", "there is no run folder"),
@@ -172,6 +178,62 @@ def test_a_good_run_prints_where_its_outputs_are_and_exits_with_0(call, tmp_path
     done = call("run", "fine", "-p", "epochs=3", "-p", "lr=1e-3")
     assert done.returncode == 0 and re.search(r"fine: ok in \d+ s", done.stdout) and "outputs: " in done.stdout
     assert "cells" in done.stderr  # the progress bar
+
+
+def test_a_run_ends_with_its_results_and_its_report_and_is_listed_and_shown(call, tmp_path):
+    first = call("run", "che")
+    assert first.returncode == 0, first.stderr
+    assert re.search(r"^  top1  0\.2$", first.stdout, re.MULTILINE) and re.search(
+        r"^report: .*report\.html$", first.stdout, re.M
+    )
+    (folder,) = (tmp_path / "outputs" / "quick" / "checks").iterdir()
+    again = call("run", "che")
+    assert "finished before" in again.stdout and "  top1  0.2" in again.stdout and "cells" not in again.stderr
+    assert call("run", "checks", "-p", "epochs=4").returncode == 6
+    listed = call("runs", "--profile", "quick").stdout.splitlines()
+    assert listed[0].split() == ["run", "status", "seconds", "results"] and len(listed) == 3
+    assert any(re.match(rf"quick/checks/{folder.name} +ok +\d+ +top1 0\.2$", line) for line in listed)
+    copy = tmp_path / "elsewhere"
+    shutil.copytree(folder, copy)
+    for given in (f"checks/{folder.name[:-3]}", str(copy)):
+        shown = call("show", given)
+        assert shown.returncode == 0, shown.stderr
+        for part in (
+            "status ok",
+            "epochs 2",
+            "top1 0.2",
+            "ok top1 is positive",
+            "results.csv",
+            "because seed is 0",
+        ):
+            assert part in re.sub(" +", " ", shown.stdout), shown.stdout
+    assert call("compare", folder.name, str(copy)).returncode == 0
+    assert call("run", "--resume", str(copy)).returncode == 2
+
+
+def test_a_run_whose_output_nobody_reads_ends_well(tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    folders = {"KDNB_NOTEBOOKS": str(FIXTURES), "KDNB_PARAMS": str(tmp_path), "KDNB_OUTPUTS": str(tmp_path / "outputs")}
+    command = [sys.executable, "-m", "invoke", "run", "fine"]
+    assert subprocess.run(command, cwd=ROOT, env=os.environ | folders, stdout=writer, stderr=writer).returncode == 0
+    (folder,) = (tmp_path / "outputs" / "quick" / "fine").iterdir()
+    assert read_outcome(folder)["status"] == "ok"
+
+
+def test_every_option_is_explained():
+    for context in CONTEXTS:
+        assert all(argument.help for argument in context.args.values()), context.name
+
+
+def test_the_lab_takes_more_options_and_starts_for_root_too(monkeypatch):
+    called = []
+    monkeypatch.setattr(tasks, "_call", lambda *command: called.append(command))
+    for user in (0, 1000):
+        monkeypatch.setattr(os, "geteuid", lambda user=user: user)
+        tasks.lab(Context(remainder="--no-browser --port 9999"))
+    assert [command[-3:] for command in called] == [("--no-browser", "--port", "9999")] * 2
+    assert ["--allow-root" in command for command in called] == [True, False]
 
 
 def test_a_failing_run_exits_with_the_code_of_its_ending(call, tmp_path):

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "kdnb"
 FLOORS = (
     {"errors", "rehearsal"},
     {"progress"},
-    {"storage", "intervals", "losses", "models", "generators"},
+    {"live", "storage", "intervals", "losses", "models", "generators"},
     {"randomness", "metrics", "methods", "attacks", "reports", "checks"},
     {"data", "runs"},
     {"samplers"},

@@ -11,7 +11,7 @@ import torch
 from kdnb.errors import InputError
 from kdnb.reports.run_files import read_run
 from kdnb.runs import start_run
-from kdnb.storage.naming import run_name
+from kdnb.storage.naming import run_folder, run_name
 
 
 @pytest.fixture
@@ -136,3 +136,22 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_made(outputs):
         with pytest.raises(InputError, match="no CUDA device"):
             start_run("demo", {"seed": 0, "device": "cuda"})
     assert list(outputs.iterdir()) == []
+
+
+def test_what_the_runner_did_not_start_has_a_folder_of_its_own(outputs, monkeypatch, capsys):
+    parameters = {"seed": 0, "threads": 1}
+    monkeypatch.setenv("KDNB_RUN", str(run_folder("quick", "demo", parameters)))
+    headless = start_run("demo", parameters)
+    headless.result("top1", 0.9)
+    monkeypatch.delenv("KDNB_RUN")
+    edited = start_run("demo", parameters)
+    edited.result("top1", 0.1)
+    assert edited.folder.name == headless.folder.name + "-by-hand"
+    assert (read_run(headless.folder).results[0]["value"], read_run(headless.folder).problems) == ("0.9", [])
+    assert (read_run(headless.folder).record["by_hand"], read_run(edited.folder).record["by_hand"]) == (False, True)
+    assert capsys.readouterr().out.count(", by hand") == 1
+
+
+def test_other_parameters_than_those_the_runner_started_are_by_hand(outputs, monkeypatch):
+    monkeypatch.setenv("KDNB_RUN", str(run_folder("quick", "demo", {"seed": 0})))
+    assert start_run("demo", {"seed": 1, "threads": 1}).folder.name.endswith("-by-hand")

@@ -79,7 +79,7 @@ def test_no_name_of_a_table_or_figure_leads_out_of_the_run(project, kind, name):
 def test_the_lab_listens_on_this_machine_only_and_keeps_its_token(monkeypatch):
     called = []
     monkeypatch.setattr(tasks, "_call", lambda *command, **environment: called.append((command, environment)))
-    tasks.lab(Context())
+    tasks.lab(Context(remainder=""))
     ((command, environment),) = called
     assert "--ip=127.0.0.1" in command and not environment
     assert not re.search(r"token|password|allow_origin|disable_check_xsrf|allow_remote|allow_root", " ".join(command))

@@ -10,10 +10,21 @@ from kdnb.reports.run_files import RunFiles
 
 HEADLINE_SEEDS = 3  # for a headline; a claim about half a point needs 5
 BASELINES = ("student alone", "plain KD")
-_EXECUTION = ("profile", "threads", "commit", "started", "seconds", "peak_memory_mib", "status", "notebook_hash")
+_EXECUTION = (
+    "profile",
+    "by_hand",
+    "threads",
+    "commit",
+    "started",
+    "seconds",
+    "peak_memory_mib",
+    "status",
+    "notebook_hash",
+)
 _NO_HASH = {
     "notebook",
     "profile",
+    "by_hand",
     "parameters",
     "seeds",
     "threads",
@@ -78,7 +89,8 @@ def checklist(run: RunFiles, others: Iterable[RunFiles]) -> list[Item]:
     commit = str(run.record.get("commit", "unknown"))
     values = [float(row["value"]) for row in run.results]
     return [
-        Item("the run ended well", run.outcome.get("status") == "ok", run.outcome.get("status", "not recorded")),
+        Item("the notebook ran as it is stored, from the first cell to the last", not run.by_hand, run.status),
+        Item("the run ended well", run.outcome.get("status") == "ok", run.status),
         Item("every file is as the run wrote it", not run.problems, "; ".join(run.problems)),
         Item("the code is that of a commit", commit != "unknown" and not commit.endswith("+"), commit),
         Item("data and networks are named by their hashes", bool(hashes(run)), f"{len(hashes(run))} entries"),

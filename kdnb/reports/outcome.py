@@ -21,6 +21,7 @@ class Outcome:
         seconds, peak_memory_mib: of this execution; memory of the kernel process.
         cell, source: number and source of the cell it ended in, where it did not end well.
         message: one sentence on what went wrong.
+        finished: when and with which commit, where nothing was executed now because the run had ended well before.
         reused: what came from the cache or was continued, in one line.
     """
 
@@ -32,6 +33,7 @@ class Outcome:
     source: str = ""
     message: str = ""
     reused: str = ""
+    finished: str = ""
 
     @property
     def exit_code(self) -> int:
@@ -65,6 +67,10 @@ class Outcome:
 
     def describe(self) -> str:
         """A few lines for a terminal."""
+        if self.finished:
+            return (
+                f"finished before ({self.finished}) in {self.seconds:.0f} s; nothing was run, --again runs it once more"
+            )
         if self.status == "ok":
             reused = f"; {self.reused}" if self.reused else ""
             return f"ok in {self.seconds:.0f} s, peak memory {self.peak_memory_mib or '?'} MiB{reused}"

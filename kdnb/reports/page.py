@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from kdnb.errors import InputError, check_name
 from kdnb.reports.checklist import checklist, provenance
+from kdnb.reports.notebook_page import notebook_page
 from kdnb.reports.run_files import COLUMNS, RunFiles, find_runs, read_run, runs_beside
 from kdnb.storage.files import atomic_write
 from kdnb.storage.naming import canonical, plain_name
@@ -63,7 +64,8 @@ def summarize(runs: Iterable[RunFiles]) -> list[Summary]:
 def _difference(recipe: dict[str, Any], siblings: list[dict[str, Any]]) -> str:
     """`name=value` of the parameters that are not the same in all experiments of the notebook."""
     names = [name for name in recipe if any(other.get(name) != recipe[name] for other in siblings)]
-    return ", ".join(f"{name}={recipe[name]}" for name in names)
+    words = [f"{name}={recipe[name]}" for name in names if name != "by_hand"]
+    return ", ".join(words + (["by hand"] if recipe.get("by_hand") else []))
 
 
 class Paired(NamedTuple):
@@ -178,7 +180,8 @@ def _csv(runs: list[RunFiles]) -> bytes:
     writer = csv.DictWriter(buffer, COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for run in runs:
-        writer.writerows(run.results)
+        mark = " (by hand)" if run.by_hand else ""
+        writer.writerows(row | {"notebook": row["notebook"] + mark} for row in run.results)
     return buffer.getvalue().encode()
 
 
@@ -193,18 +196,8 @@ def _notebook_page(run: RunFiles, folder: Path) -> str:
     source = run.folder / "notebook.ipynb"
     if not source.is_file():
         return ""
-    import nbformat
-    from jinja2 import DictLoader
-    from nbconvert import HTMLExporter
-
-    # scripts that our notebooks don't need are left out; formulas are set by MathJax where there is a network
-    page = (
-        "{% extends 'lab/index.html.j2' %}{% block html_head_js_requirejs %}{% endblock %}"
-        "{% block html_head_js_mermaidjs %}{% endblock %}"
-    )
-    exporter = HTMLExporter(extra_loaders=[DictLoader({"page.j2": page})], template_file="page.j2", sanitize_html=True)
     try:
-        body, _ = exporter.from_notebook_node(nbformat.read(source, as_version=4))
+        body = notebook_page(source)
     except (OSError, ValueError):
         return ""
     name = f"{run.notebook}-{run.folder.name}.html"

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from kdnb.errors import InputError, check_name
 from kdnb.reports.outcome import read_outcome
 from kdnb.storage.files import read_record
-from kdnb.storage.naming import plain_name
+from kdnb.storage.naming import BY_HAND, plain_name
 from kdnb.storage.paths import outputs_root
 
 COLUMNS = ("notebook", "metric", "value", "seed")
@@ -34,9 +34,20 @@ class RunFiles(NamedTuple):
         return str(self.parameters.get("seed", ""))
 
     @property
+    def by_hand(self) -> bool:
+        """Whether a person ran the cells, in JupyterLab or elsewhere."""
+        return self.folder.name.endswith(BY_HAND)
+
+    @property
     def recipe(self) -> dict[str, Any]:
-        """All parameters but the seed: what makes runs one experiment."""
-        return {name: value for name, value in self.parameters.items() if name != "seed"}
+        """All parameters but the seed: what makes runs one experiment. What was done by hand is never one with what was not."""
+        found = {name: value for name, value in self.parameters.items() if name != "seed"}
+        return found | {"by_hand": True} if self.by_hand else found
+
+    @property
+    def status(self) -> str:
+        """How it ended, in a word or two."""
+        return "by hand" if self.by_hand else self.outcome.get("status", "not recorded")
 
 
 def read_run(folder: Path) -> RunFiles:
@@ -57,8 +68,9 @@ def read_run(folder: Path) -> RunFiles:
             whole = False
         if not whole:
             problems.append(f"{name} is missing, damaged or was edited: it is not what the run wrote")
+    notebook = str(records["run.json"].get("notebook") or folder.parent.name)  # a copy may lie anywhere
     return RunFiles(
-        folder, folder.parent.name, records["run.json"], read_outcome(folder), _rows(folder / "results.csv"), problems
+        folder, notebook, records["run.json"], read_outcome(folder), _rows(folder / "results.csv"), problems
     )
 
 
@@ -92,29 +104,50 @@ def runs_beside(folder: Path) -> list[Path]:
     return [path for path in _run_folders(folder.parent.parent) if path.parent == folder.parent]
 
 
-def find_run(run: str) -> Path:
-    """The folder of a run, given as a path (from here or from the outputs) or by its name alone.
+def all_runs() -> list[Path]:
+    """The runs of all profiles."""
+    return [path for profile in sorted(outputs_root().glob("*/")) for path in _run_folders(profile)]
 
+
+def find_run(run: str, outside: bool = False) -> Path:
+    """The folder of a run, given as a path (from here or from the outputs), by its name, or by the beginning of it if no other has it.
+
+    Args:
+        run: a name may have its notebook before it, or profile and notebook: `01_teacher/seed0`.
+        outside: take a folder that is not in the outputs, such as a copy; it will only be read.
     Raises:
-        InputError: there is none, several have that name, or the path leads to anything but PROFILE/NOTEBOOK/RUN in the outputs.
+        InputError: there is none, several have that name, or the path leads to anything but a run.
     """
     root = outputs_root().resolve()
-    if "/" not in run and "\\" not in run:
-        runs = {
-            path.relative_to(root).as_posix(): path for profile in root.glob("*/") for path in _run_folders(profile)
-        }
-        found = [path for path in runs.values() if path.name == run]
-        if len(found) > 1:
-            raise InputError(
-                f"several runs are called {run}; say which: {', '.join(name for name, path in runs.items() if path.name == run)}"
-            )
-        if not found and not Path(run).is_dir():
-            check_name("run", run, [path.name for path in runs.values()])
-        return _inside(found[0] if found else Path(run), root, run)
-    for path in (Path(run), root / run):
-        if path.is_dir():
-            return _inside(path, root, run)
-    raise InputError(f"there is no run folder {run}")
+    for path in (Path(run), root / run) if "/" in run or "\\" in run else (Path(run),):
+        if run and path.is_dir():
+            return path.resolve() if outside and _is_run(path) else _inside(path, root, run)
+    runs = {
+        path.relative_to(root).as_posix(): path for path in map(Path.resolve, all_runs()) if path.is_relative_to(root)
+    }
+    found = _matching(list(runs), run.strip("/").split("/"))
+    if len(found) > 1:
+        raise InputError(f"several runs are called {run}; say which: {', '.join(found)}")
+    if not found and "/" not in run:
+        check_name("run", run, [path.name for path in runs.values()])
+    if not found:
+        raise InputError(f"there is no run folder {run}; `inv runs` lists what there is")
+    return runs[found[0]]
+
+
+def _matching(names: list[str], given: list[str]) -> list[str]:
+    """The names whose last parts are the given ones, else those whose last parts begin with them."""
+    parts = {name: name.split("/")[-len(given) :] for name in names}
+    exact = [name for name in names if parts[name] == given]
+    return exact or [
+        name
+        for name in names
+        if len(parts[name]) == len(given) and all(map(str.startswith, parts[name], given)) and all(given)
+    ]
+
+
+def _is_run(path: Path) -> bool:
+    return any((path / name).is_file() for name in ("run.json", "execution.json"))
 
 
 def _inside(path: Path, root: Path, given: str) -> Path:

@@ -23,28 +23,32 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from kdnb.errors import InputError
-from kdnb.reports.outcome import Outcome
+from kdnb.reports.outcome import Outcome, read_outcome
+from kdnb.reports.run_files import read_run
 from kdnb.runner.plan import Plan
 from kdnb.storage.files import write_record
 
 
-def run_notebook(plan: Plan, limit: float | None = None) -> Outcome:
+def run_notebook(plan: Plan, limit: float | None = None, again: bool = True) -> Outcome:
     """Execute a planned notebook and record how it ended.
 
     Args:
         limit: seconds after which the run is stopped (first interrupted, then killed); None: no limit.
+        again: execute also what has ended well before; without it such a run is returned as it is.
     Returns:
         The outcome; a failing notebook is an outcome, not an exception.
     Raises:
         InputError: the run folder can't be written.
     """
-    from kdnb.runner.kernel import Watch, execute
-
     try:
         plan.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"the run folder can't be made: {error.strerror}") from error
     with _only_runner(plan):
+        if not again and (done := _finished(plan)):
+            return done
+        from kdnb.runner.kernel import Watch, execute
+
         watch = Watch(plan.notebook, limit)
         record = {
             "notebook": plan.notebook,
@@ -65,11 +69,29 @@ def run_notebook(plan: Plan, limit: float | None = None) -> Outcome:
             watch.close()
             outcome.seconds, outcome.peak_memory_mib = round(time.monotonic() - started, 1), watch.peak_memory_mib
             write_record(plan.folder / "execution.json", record | outcome.entries())
-    if (
-        watch.stopped and outcome.status == "ok"
-    ):  # asked to stop when all was done: the run is whole, its caller must know
+    if watch.stopped and outcome.status == "ok":
+        # asked to stop when all was done: the run is whole, its caller must know
         raise KeyboardInterrupt
     return outcome
+
+
+def _finished(plan: Plan) -> Outcome | None:
+    """The run, if it ended well and is still whole and its notebook the same; says on stderr why it is run again if not."""
+    record = read_outcome(plan.folder)
+    if record.get("status") != "ok":
+        return None
+    run = read_run(plan.folder)
+    if record.get("notebook_hash") != notebook_hash(plan.path):
+        why = "the notebook's code has changed since this run ended"
+    elif not (plan.folder / "notebook.ipynb").is_file():
+        why = "the executed notebook is missing"
+    else:
+        why = "; ".join(run.problems)
+    if why:
+        print(f"{plan.notebook}: {why}; running it again", file=sys.stderr, flush=True)
+        return None
+    finished = ", commit ".join(filter(None, (record.get("started"), run.record.get("commit"))))
+    return Outcome("ok", plan.folder, record["seconds"], record["peak_memory_mib"], finished=finished or "ok")
 
 
 def _classify(error: BaseException, watch: Any, folder: Path) -> Outcome:

@@ -167,6 +167,7 @@ logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it would say o
 def environment_for(plan: Any, watch: Watch) -> dict[str, str]:
     found = dict(os.environ) | {
         "KDNB_PROFILE": plan.profile,
+        "KDNB_RUN": str(plan.folder),
         "KDNB_OUTPUTS": str(outputs_root()),
         "KDNB_PROGRESS": str(watch.progress),
     }

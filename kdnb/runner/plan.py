@@ -15,7 +15,7 @@ from kdnb.parameters import PARAMETERS, Parameters, resolve
 from kdnb.runner.cell import read_cell
 from kdnb.storage.files import read_record
 from kdnb.storage.header import check_classes
-from kdnb.storage.naming import run_folder, run_name
+from kdnb.storage.naming import BY_HAND, run_folder, run_name
 from kdnb.storage.paths import PROJECT
 
 _TAG = "tag:yaml.org,2002:"
@@ -125,6 +125,10 @@ def plan_again(folder: Path) -> Plan:
     Raises:
         InputError: no whole record, a record of another run, a notebook whose parameters are others by now, or what `plan` refuses.
     """
+    if folder.name.endswith(BY_HAND):
+        raise InputError(
+            f"{folder.name} was made by hand, and its cells are not recorded; run the notebook with `inv run`"
+        )
     values = resolve(_recorded_parameters(folder))
     profile, base = folder.parent.parent.name, folder.parent.name
     path = notebooks_folder() / f"{check_name('notebook', base, notebook_names())}.ipynb"
@@ -176,7 +180,8 @@ def find_experiment(given: str, profile: str) -> tuple[str, str]:
 
 def _split_name(given: str) -> tuple[str, str]:
     """Notebook and full name; the folder and the ending of a path to a notebook are dropped, an old name gets its new form."""
-    names, path = notebook_names(), Path(given.removesuffix(".ipynb"))
+    names = notebook_names()
+    path = Path(_spelt_out(given.removesuffix(".ipynb"), names))
     if path.parent.name in names:
         return path.parent.name, f"{path.parent.name}/{path.name}"
     notebook, dot, variant = path.name.partition(".")
@@ -184,6 +189,13 @@ def _split_name(given: str) -> tuple[str, str]:
         notebook = path.parts[0]  # misspelt, before a variant
     check_name("notebook", notebook, names)
     return notebook, f"{notebook}/{variant.replace('.', '-')}" if dot else notebook
+
+
+def _spelt_out(given: str, names: list[str]) -> str:
+    """A beginning that only one notebook's name has stands for it: `01` for `01_teacher`, `04/kd` for `04_distillation/kd`."""
+    first, slash, rest = given.partition("/")
+    found = [name for name in names if name.startswith(first)]
+    return f"{found[0]}{slash}{rest}" if first and first not in names and len(found) == 1 else given
 
 
 def read_params(experiment: str, profile: str) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from typing import Any
 from kdnb.errors import InputError
 from kdnb.storage.paths import outputs_root
 
+BY_HAND = "-by-hand"  # end of a run's name whose cells a person ran
+
 
 def canonical(value: Any) -> str:
     """JSON with sorted keys and no blanks: equal recipes give equal text."""
@@ -26,9 +28,11 @@ def run_name(parameters: Mapping) -> str:
     return f"seed{parameters.get('seed', 0)}-{recipe_key(dict(parameters))[:10]}"
 
 
-def run_folder(profile: str, notebook: str, parameters: Mapping) -> Path:
+def run_folder(profile: str, notebook: str, parameters: Mapping, by_hand: bool = False) -> Path:
     """outputs/PROFILE/NOTEBOOK/RUN.
 
+    Args:
+        by_hand: the cells run one by one, and nobody knows whether they are those of the notebook: a folder of its own.
     Raises:
         InputError: a part that is no plain name and could lead elsewhere.
     """
@@ -36,7 +40,7 @@ def run_folder(profile: str, notebook: str, parameters: Mapping) -> Path:
         outputs_root()
         / plain_name("profile", profile)
         / plain_name("notebook", notebook)
-        / plain_name("run", run_name(parameters))
+        / plain_name("run", run_name(parameters) + (BY_HAND if by_hand else ""))
     )
 
 

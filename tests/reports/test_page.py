@@ -7,6 +7,7 @@ import nbformat
 import pytest
 
 from kdnb.errors import InputError
+from kdnb.reports.checklist import checklist
 from kdnb.reports.page import build_report, differences, report, summarize
 from kdnb.reports.run_files import find_runs, read_run
 from kdnb.storage.files import write_record
@@ -91,26 +92,6 @@ def test_markup_from_a_run_stays_text(outputs):
     (folder / "results.csv").write_text(f"notebook,metric,value,seed\n{hostile},{hostile},0.5,{hostile}\n")
     html = build_report([folder], outputs / "demo", hostile).read_text()
     assert "<script" not in html and html.count("&lt;script&gt;") >= 4
-
-
-def test_scripts_in_notebook_outputs_are_left_out(outputs):
-    folder = make_run(outputs, 0, 0.9)
-    cell = nbformat.v4.new_code_cell(
-        "x", outputs=[nbformat.v4.new_output("display_data", {"text/html": "<b>bold</b><script>evil()</script>"})]
-    )
-    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), folder / "notebook.ipynb")
-    build_report([folder], outputs / "demo", "demo")
-    (page,) = (outputs / "demo" / "notebooks").glob("*.html")
-    assert "<b>bold</b>" in page.read_text() and "<script>evil" not in page.read_text()
-
-
-def test_formulas_survive_in_the_notebook_pages(outputs):
-    folder = make_run(outputs, 0, 0.9)
-    cell = nbformat.v4.new_markdown_cell(r"$$L = \tau^2 \sum_k p_k < 1$$")
-    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), folder / "notebook.ipynb")
-    build_report([folder], outputs / "demo", "demo")
-    (page,) = (outputs / "demo" / "notebooks").glob("*.html")
-    assert r"\tau^2 \sum_k p_k &lt; 1" in page.read_text()
 
 
 @pytest.mark.parametrize(
@@ -198,3 +179,18 @@ def test_the_page_says_which_file_was_changed(outputs):
 def test_a_report_is_not_written_outside_of_the_outputs(outputs):
     with pytest.raises(InputError, match="name of a profile"):
         report("../elsewhere")
+
+
+def test_a_run_by_hand_is_badged_and_counts_with_no_other(outputs):
+    clean = make_run(outputs, 0, 0.9, epochs=2)
+    hand = make_run(outputs, 1, 0.1, epochs=2)
+    hand = hand.rename(hand.with_name(f"{hand.name}-by-hand"))
+    rows = summarize(map(read_run, (clean, hand)))
+    assert [(row.variant, row.mean) for row in rows] == [("", 0.9), ("by hand", 0.1)]
+    page = build_report([clean, hand], outputs / "demo", "demo")
+    assert page.read_text().count('class="badge">by hand') == 1 and "perhaps edited" in page.read_text()
+    lines = (page.parent / "results.csv").read_text().splitlines()
+    assert lines[1:] == ["01_teacher,top1,0.9,0", "01_teacher (by hand),top1,0.1,1"]
+    (seeds,) = (item for item in checklist(read_run(clean), [read_run(hand)]) if "seeds" in item.statement)
+    assert seeds.detail.startswith("n = 1")
+    assert checklist(read_run(hand), [])[0].met is False

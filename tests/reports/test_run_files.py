@@ -47,6 +47,28 @@ def test_a_name_that_several_runs_have_is_refused_with_all_of_them(outputs):
         find_run("seed0-a")
 
 
+@pytest.mark.parametrize("given", ["seed2", "seed2-c", "other/seed2", "oth/seed2-c", "standard/other/se"])
+def test_the_beginning_of_a_name_will_do_with_its_notebook_or_without(outputs, given):
+    assert find_run(given) == (outputs / "standard/other/seed2-c").resolve()
+
+
+def test_a_beginning_that_several_runs_share_is_refused_unless_it_is_the_name_of_one(outputs):
+    with pytest.raises(InputError, match="several runs are called fine/seed; say which: quick/fine/seed0-a, quick/"):
+        find_run("fine/seed")
+    (outputs / "quick/fine/seed1-bb").mkdir()
+    write_record(outputs / "quick/fine/seed1-bb/execution.json", {"status": "ok"})
+    assert find_run("seed1-b").name == "seed1-b"
+
+
+def test_a_copy_elsewhere_is_found_only_to_be_read(outputs):
+    copy = outputs.parent / "copy"
+    copy.mkdir()
+    write_record(copy / "run.json", {"notebook": "fine", "parameters": {"seed": 0}})
+    assert find_run(str(copy), outside=True) == copy.resolve() and read_run(copy).notebook == "fine"
+    with pytest.raises(InputError, match="is no run"):
+        find_run(str(copy))
+
+
 def test_an_unknown_name_gets_the_nearest_one(outputs):
     with pytest.raises(InputError, match="unknown run 'seed2-d'; did you mean 'seed2-c'"):
         find_run("seed2-d")
@@ -146,6 +168,13 @@ def test_a_record_in_the_folder_of_another_run_is_refused(fixtures):
     other.rename(other.parent / "seed0-0123456789")
     with pytest.raises(InputError, match="of a run with other parameters"):
         plan_again(other.parent / "seed0-0123456789")
+
+
+def test_a_run_by_hand_is_not_planned_again(fixtures):
+    folder = run_folder("quick", "raises", {"seed": 0, "epochs": 2}, by_hand=True)
+    write_record(folder / "run.json", {"parameters": {"seed": 0, "epochs": 2}})
+    with pytest.raises(InputError, match="was made by hand"):
+        plan_again(folder)
 
 
 def test_a_notebook_with_other_parameters_than_the_record_is_refused(fixtures):

@@ -1,7 +1,9 @@
 """How runs end, with one fixture notebook for each way. Every test that runs a notebook starts a real kernel."""
 
+import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -69,6 +71,63 @@ def test_a_good_run_gets_its_parameters_its_interpreter_its_threads_and_its_fold
         "seen.txt",
     ]
     assert "papermill" not in (planned.folder / "notebook.ipynb").read_text()
+
+
+def test_a_finished_run_returns_its_result_and_executes_nothing(project, monkeypatch):
+    planned = plan("checks")
+    first = run_notebook(planned)
+    before = {path: path.read_bytes() for path in planned.folder.rglob("*") if path.is_file()}
+    monkeypatch.setattr(kernel, "execute", None)  # nothing may be executed
+    second = run_notebook(planned, again=False)
+    assert (second.status, second.exit_code, second.seconds) == ("ok", 0, first.seconds)
+    assert "nothing was run" in second.describe()
+    assert {path: path.read_bytes() for path in planned.folder.rglob("*") if path.is_file()} == before
+
+
+def own_notebook(project, monkeypatch, name):
+    """A copy that may be changed."""
+    folder = project / "own"
+    folder.mkdir()
+    shutil.copy(FIXTURES / f"{name}.ipynb", folder)
+    monkeypatch.setenv("KDNB_NOTEBOOKS", str(folder))
+    return folder / f"{name}.ipynb"
+
+
+@pytest.mark.parametrize("change", ["code", "text", "results", "status"])
+def test_a_finished_run_is_run_again_where_its_code_or_its_files_changed(project, monkeypatch, capsys, change):
+    path = own_notebook(project, monkeypatch, "checks")
+    planned = plan("checks")
+    planned.folder.mkdir(parents=True)
+    write_record(
+        planned.folder / "execution.json",
+        {
+            "status": "failed" if change == "status" else "ok",
+            "notebook_hash": execute.notebook_hash(path),
+            "seconds": 1.5,
+            "peak_memory_mib": 9,
+        },
+    )
+    (planned.folder / "results.csv").write_text("a")
+    write_record(planned.folder / "run.json", {"files": {"results.csv": hashlib.sha256(b"a").hexdigest()}})
+    (planned.folder / "notebook.ipynb").touch()
+    if change == "results":
+        (planned.folder / "results.csv").write_text("b")
+    elif change in ("code", "text"):
+        old, new = ("top1 below 0.3", "below") if change == "code" else ("Measures something", "Measures")
+        path.write_text(path.read_text().replace(old, new))
+    done, words = execute._finished(planned), capsys.readouterr().err
+    assert (done is not None) == (change == "text")
+    assert ("code has changed" in words) == (change == "code")
+    assert ("results.csv is missing, damaged or was edited" in words) == (change == "results")
+
+
+def test_what_was_reused_is_said_in_the_notebook_and_in_the_runners_line(project):
+    outcome = run_notebook(plan("reuses"))
+    said = "2 things, 1 judge from the cache"
+    assert f"reused: {said}\n" in texts(outcome.folder) and "reused: student continues at 2/3\n" in texts(
+        outcome.folder
+    )
+    assert outcome.describe().endswith(f"; reused: {said}, student continues at 2/3")
 
 
 def test_several_runs_started_at_once_do_not_meet(project):

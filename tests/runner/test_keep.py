@@ -64,6 +64,12 @@ def test_clean_keeps_what_a_reader_needs_and_nothing_of_the_run():
     nbformat.validate(kept)
 
 
+def test_clean_drops_what_the_day_decides():
+    stream = nbformat.v4.new_output("stream", text="loss 1\nreused: 3 students from the cache\nloss 2\n")
+    assert clean(showing(stream)).cells[0].outputs[0].text == "loss 1\nloss 2\n"
+    assert clean(showing(nbformat.v4.new_output("stream", text="reused: x\n"))).cells[0].outputs == []
+
+
 def test_clean_leaves_its_argument_alone_and_changes_nothing_twice():
     original = executed()
     before = json.dumps(original)

@@ -38,12 +38,12 @@ def params(project, text, name="fine", profile="standard"):
 # --- notebooks, profiles, parameters -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["fine", "fine.ipynb", "notebooks/fine.ipynb", "./notebooks/fine", "fine/"])
+@pytest.mark.parametrize("name", ["fine", "fine.ipynb", "notebooks/fine.ipynb", "./notebooks/fine", "fine/", "fi"])
 def test_a_notebook_is_found_by_name_with_or_without_folder_and_ending(project, name):
     assert plan(name).path == FIXTURES / "fine.ipynb"
 
 
-@pytest.mark.parametrize("name", ["fin", "", "../secret"])
+@pytest.mark.parametrize("name", ["fien", "", "re", "../secret"])
 def test_an_unknown_notebook_is_refused_with_the_names_there_are(project, name):
     with pytest.raises(InputError, match="unknown notebook .* Allowed: .*fine"):
         plan(name)
@@ -101,7 +101,7 @@ def test_an_old_name_is_answered_with_the_new_one(project):
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("fin/long", "unknown notebook 'fin'; did you mean 'fine'"),
+        ("fien/long", "unknown notebook 'fien'; did you mean 'fine'"),
         ("fine/lang", "unknown experiment of profile standard 'fine/lang'; did you mean 'fine/long'"),
         ("fine/_base", "unknown experiment of profile standard 'fine/_base'"),
         ("fine/quiet", "^profile standard has no fine/quiet; these have it: other$"),

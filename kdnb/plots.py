@@ -16,7 +16,7 @@ from matplotlib.colors import LinearSegmentedColormap, ListedColormap
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 from torch import Tensor
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -96,12 +96,9 @@ def image_grid(
     """
     columns = min(columns, max(1, len(images)))
     rows = -(-len(images) // columns)
-    figure, axes = plt.subplots(
-        rows,
-        columns,
-        figsize=(columns * scale, rows * (scale + 0.2 * bool(titles) + 0.3 * bool(captions)) + 0.25 * bool(caption)),
-        squeeze=False,
-    )
+    height = scale + 0.2 * bool(titles) + 0.3 * bool(captions) + 0.15 * bool(frames)
+    size = columns * scale, rows * height + 0.25 * bool(caption) + 0.4 * bool(frames)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
     figure.get_layout_engine().set(h_pad=0.08 if captions else 0.04)
     _pictures(axes.flat, images, titles, captions, frames, scale)
     if caption:
@@ -188,7 +185,7 @@ def _pictures(axes: Iterable, images: Tensor, titles, captions, frames, scale: f
             colour, dashes = VERDICTS.get(status, (status, "solid"))
             gap = 0.04 + 0.1 * depth
             place = (-gap, -gap), 1 + 2 * gap, 1 + 2 * gap
-            look = {"edgecolor": colour, "linestyle": dashes, "linewidth": 2, "fill": False, "clip_on": False}
+            look = {"edgecolor": colour, "linestyle": dashes, "linewidth": 1.5, "fill": False, "clip_on": False}
             axis.add_artist(Rectangle(*place, transform=axis.transAxes, **look))
 
 
@@ -667,7 +664,8 @@ def calibration(reliability, logits: Tensor, labels: Tensor):
         title=f"{len(correct)} images",
     )
     right.yaxis.set_major_formatter("{x:g}")
-    right.yaxis.set_minor_formatter(NullFormatter())
+    right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    right.yaxis.set_minor_locator(NullLocator())
     right.legend(loc="upper left")
     return figure
 

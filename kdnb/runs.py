@@ -6,7 +6,7 @@
         metrics.jsonl     live log, one JSON object a line; where a line was written twice (after a resume) the later one counts
         results.csv       notebook,metric,value,seed
         tables/*.csv      the data behind every figure
-        figures/*.png
+        figures/*.png     and *.pdf of those that are drawn, not pictures
         progress/         checkpoints of work that is not finished
 
 RUN is `seedS-HASH`, HASH of the resolved parameters: the same experiment started again finds its folder and goes on. What was not started
@@ -148,10 +148,16 @@ class Run:
         return frame
 
     def figure(self, name: str, figure: Any) -> Any:
-        """Save a matplotlib figure as figures/NAME.png (100 dpi) and return it."""
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=100, bbox_inches="tight", metadata={"Software": None})
-        self._keep(f"figures/{_file_name(name)}.png", buffer.getvalue())
+        """Save a matplotlib figure as figures/NAME.png (144 dpi), and as NAME.pdf if no pictures are in it; return the figure."""
+        from matplotlib import rc_context
+
+        pictures = any(axis.images for axis in figure.axes)
+        kinds: dict[str, dict] = {"png": {"Software": None}} | ({} if pictures else {"pdf": {"CreationDate": None}})
+        for kind, metadata in kinds.items():
+            buffer = io.BytesIO()
+            with rc_context({"pdf.fonttype": 42}):
+                figure.savefig(buffer, format=kind, dpi=144, bbox_inches="tight", metadata=metadata)
+            self._keep(f"figures/{_file_name(name)}.{kind}", buffer.getvalue())
         return figure
 
     def result(self, metric: str, value: float) -> float:

@@ -100,9 +100,17 @@ def test_tables_and_figures_land_in_their_folders(outputs):
     run = start_run("demo", {"seed": 0, "threads": 1})
     frame = run.table("numbers", [{"x": 1, "y": 2.5}])
     assert (run.folder / "tables" / "numbers.csv").read_text() == "x,y\n1,2.5\n" and len(frame) == 1
-    figure = plt.figure()
+    figure, axis = plt.subplots()
     run.figure("empty", figure)
     assert (run.folder / "figures" / "empty.png").read_bytes().startswith(b"\x89PNG")
+    first = (run.folder / "figures" / "empty.pdf").read_bytes()
+    assert first.startswith(b"%PDF") and run.figure("empty", figure) is figure
+    assert (run.folder / "figures" / "empty.pdf").read_bytes() == first
+    axis.imshow([[0, 1]])
+    run.figure("picture", figure)
+    plt.close(figure)
+    assert {path.name for path in (run.folder / "figures").iterdir()} == {"empty.png", "empty.pdf", "picture.png"}
+    assert read_run(run.folder).problems == []
 
 
 @pytest.mark.parametrize("name", ["../escape", "a/b", "", ".hidden", "x\0y"])

@@ -1,5 +1,6 @@
 """Losses as pure functions: tensors in, a scalar (or one value a sample) out; each states its equation and source."""
 
+from kdnb.losses.abkd import ab_per_sample, ab_per_sample_released, abkd_loss
 from kdnb.losses.bounds import (
     PPCA,
     correlated_pairs_bound,
@@ -18,6 +19,8 @@ from kdnb.losses.bounds import (
     ppca_posterior,
     ppca_reconstruction,
 )
+from kdnb.losses.curriculum import ScaledGradient, curriculum_temperature, reversal
+from kdnb.losses.dist import dist_parts, pearson
 from kdnb.losses.dkd import dkd_loss, dkd_per_sample
 from kdnb.losses.features import batch_similarity, feature_mse, pool_to, pool_to_smaller, semckd_loss, vid_loss
 from kdnb.losses.kd import ce_loss, kd_loss, kd_per_sample
@@ -29,12 +32,24 @@ from kdnb.losses.mlld import (
     mlld_loss,
     mlld_loss_released,
 )
+from kdnb.losses.nkd import (
+    nkd_parts,
+    self_target_cross_entropy,
+    self_weights,
+    target_cross_entropy,
+    uskd_non_target,
+    uskd_soft_labels,
+    uskd_soft_labels_released,
+)
+from kdnb.losses.normkd import normkd_dkd_per_sample, normkd_per_sample, spread_scaled
 from kdnb.losses.relation import relation_loss, relation_loss_released, swapped_prediction
+from kdnb.losses.rld import rld_left_out, rld_loss, rld_per_sample, sdd_rld_loss
 from kdnb.losses.sdd import (
     check_scales,
     multiscale_pool,
     region_logits,
     sdd_dkd_loss,
+    sdd_dkd_lskd_loss_averaged_weights_released,
     sdd_dkd_lskd_loss_released,
     sdd_groups,
     sdd_kd_loss,
@@ -70,6 +85,8 @@ from kdnb.losses.teacher_free import (
     virtual_teacher_kl_released,
 )
 from kdnb.losses.tolerant import generation_loss, patriarch_loss, top_score_difference
+from kdnb.losses.ttm import teacher_doubt, ttm_loss, ttm_per_sample, wttm_loss
+from kdnb.losses.wkd import class_cka_cost, head_cosine_cost, sharpen, sinkhorn_potentials, transport_per_sample
 from kdnb.losses.zero_cost import classifier_gradient, diswot_score, relation_score, semantic_score
 
 __all__ = [
@@ -80,17 +97,24 @@ __all__ = [
     "MODES",
     "POSITIVE",
     "PPCA",
+    "ScaledGradient",
+    "ab_per_sample",
+    "ab_per_sample_released",
+    "abkd_loss",
     "batch_relation_rows",
     "batch_similarity",
     "ce_loss",
     "check_scales",
+    "class_cka_cost",
     "class_relation_rows",
     "classifier_gradient",
     "compress_labels",
     "confidence_masks",
     "correlated_pairs_bound",
     "correlated_pairs_information",
+    "curriculum_temperature",
     "diagonal_kl",
+    "dist_parts",
     "diswot_score",
     "dkd_loss",
     "dkd_per_sample",
@@ -100,6 +124,7 @@ __all__ = [
     "gaussian_kl",
     "gaussian_mutual_information",
     "generation_loss",
+    "head_cosine_cost",
     "info_nce",
     "iwae_bound",
     "kd_loss",
@@ -111,8 +136,12 @@ __all__ = [
     "mlld_loss",
     "mlld_loss_released",
     "multiscale_pool",
+    "nkd_parts",
+    "normkd_dkd_per_sample",
+    "normkd_per_sample",
     "parse_mode",
     "patriarch_loss",
+    "pearson",
     "pool_to",
     "pool_to_smaller",
     "ppca_elbo",
@@ -127,26 +156,46 @@ __all__ = [
     "relation_loss_released",
     "relation_score",
     "restore_labels",
+    "reversal",
+    "rld_left_out",
+    "rld_loss",
+    "rld_per_sample",
     "sdd_dkd_loss",
+    "sdd_dkd_lskd_loss_averaged_weights_released",
     "sdd_dkd_lskd_loss_released",
     "sdd_groups",
     "sdd_kd_loss",
     "sdd_kd_lskd_loss_released",
+    "sdd_rld_loss",
     "sdd_weights",
     "self_mix",
+    "self_target_cross_entropy",
+    "self_weights",
     "semantic_score",
     "semckd_loss",
+    "sharpen",
     "sinkhorn",
+    "sinkhorn_potentials",
     "soft_cross_entropy",
+    "spread_scaled",
     "standardize",
     "swapped_prediction",
+    "target_cross_entropy",
+    "teacher_doubt",
     "tf_kd_reg",
     "tf_kd_reg_released",
     "tf_kd_self",
     "tf_kd_self_released",
     "top_score_difference",
+    "transport_per_sample",
+    "ttm_loss",
+    "ttm_per_sample",
+    "uskd_non_target",
+    "uskd_soft_labels",
+    "uskd_soft_labels_released",
     "vid_loss",
     "virtual_teacher",
     "virtual_teacher_kl",
     "virtual_teacher_kl_released",
+    "wttm_loss",
 ]

@@ -20,8 +20,9 @@ def no_autocast(x: Tensor) -> torch.autocast:
     return torch.autocast(x.device.type, enabled=False)
 
 
-def check_temperature(temperature: float) -> None:
-    if not 0 < temperature < math.inf:
+def check_temperature(temperature: float | Tensor) -> None:
+    """A finite number above 0; a tensor, learned or computed, is its maker's matter (a check here would wait for the device)."""
+    if not isinstance(temperature, Tensor) and not 0 < temperature < math.inf:
         raise InputError(f"temperature must be a finite number > 0, got {temperature}")
 
 

@@ -103,7 +103,7 @@ def sinkhorn_potentials(
         )
     kernel = (-cost / regularization).exp()
     stays = log_q > -torch.inf
-    log_u = torch.zeros_like(log_p).masked_fill(~stays, -torch.inf) - stays.sum(-1, keepdim=True).log()
+    log_u = torch.zeros_like(log_p).masked_fill(~stays, -torch.inf) - stays.sum(-1, keepdim=True).to(log_p.dtype).log()
     for _ in range(iterations):
         log_v = log_q - _log_product(log_u, kernel)
         log_u = log_p - _log_product(log_v, kernel.T)

@@ -153,7 +153,7 @@ def demo(context, seed="0"):
     positional=["notebook"],
     iterable=["parameter"],
     help={
-        "notebook": "name, as 01_teacher, or NAME.VARIANT for a variant's parameter file",
+        "notebook": "name, as 01_teacher, or an experiment's, as 04_distillation/kd: `inv experiments` lists them",
         "parameter": "name=value; may be repeated",
         "profile": "folder under params/",
         "limit": "seconds after which the run is stopped",
@@ -220,13 +220,39 @@ def run_all(context, profile="quick"):
     from kdnb.runner.plan import experiments, plan
 
     with _one_sentence():
-        plans = [plan(name, profile) for name in experiments(profile)]
+        names = experiments(profile)
+        plans = [plan(name, profile) for name in names]
         outcomes = [_run(planned) for planned in plans]
         print(f"report: {os.path.relpath(write(profile))}")
-    for planned, outcome in zip(plans, outcomes, strict=True):
-        print(f"{planned.notebook:32} {outcome.status:12} {outcome.seconds:8.1f} s")
+    for name, outcome in zip(names, outcomes, strict=True):
+        print(f"{name:56} {outcome.status:12} {outcome.seconds:8.1f} s")
     if code := max((outcome.exit_code for outcome in outcomes), default=0):
         raise Exit(code=code)
+
+
+@task(help={"profile": "folder under params/; none: all"})
+def experiments(context, profile=None):
+    """List all experiments by profile and notebook: what `inv run` and `inv params` take."""
+    from kdnb.runner.show import list_experiments
+
+    with _one_sentence():
+        print(list_experiments(profile))
+
+
+@task(
+    positional=["notebook"],
+    help={
+        "notebook": "name, as 01_teacher, or an experiment's, as 04_distillation/kd",
+        "profile": "folder under params/; with it the values of the experiment are shown",
+    },
+)
+def params(context, notebook, profile=None):
+    """Print a notebook's parameters: type, default, meaning; with --profile an experiment's values, and the file each is from."""
+    from kdnb.runner.show import describe_experiment, describe_notebook
+
+    with _one_sentence():
+        wants_values = profile or "/" in notebook
+        print(describe_experiment(notebook, profile or "quick") if wants_values else describe_notebook(notebook))
 
 
 @task(

@@ -12,7 +12,7 @@ FLOORS = (
     {"errors", "rehearsal"},
     {"progress"},
     {"storage", "intervals", "losses", "models", "generators"},
-    {"randomness", "metrics", "methods", "attacks", "reports"},
+    {"randomness", "metrics", "methods", "attacks", "reports", "checks"},
     {"data", "samplers", "runs"},
     {"training", "parameters"},
     {"studies", "runner"},

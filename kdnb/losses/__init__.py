@@ -1,6 +1,7 @@
 """Losses as pure functions: tensors in, a scalar (or one value a sample) out; each states its equation and source."""
 
-from kdnb.losses.abkd import ab_per_sample, ab_per_sample_released, abkd_loss
+from kdnb.losses.abkd import ab_per_sample, ab_per_sample_released
+from kdnb.losses.attention import at_loss, attention_map
 from kdnb.losses.bounds import (
     PPCA,
     correlated_pairs_bound,
@@ -19,6 +20,8 @@ from kdnb.losses.bounds import (
     ppca_posterior,
     ppca_reconstruction,
 )
+from kdnb.losses.cat_kd import cat_loss, cat_loss_normalized, class_activation_map
+from kdnb.losses.crd import crd_log_normalizer, crd_log_scores, crd_loss
 from kdnb.losses.curriculum import ScaledGradient, curriculum_temperature, reversal
 from kdnb.losses.dist import dist_parts, pearson
 from kdnb.losses.dkd import dkd_loss, dkd_per_sample
@@ -42,7 +45,9 @@ from kdnb.losses.nkd import (
     uskd_soft_labels_released,
 )
 from kdnb.losses.normkd import normkd_dkd_per_sample, normkd_per_sample, spread_scaled
+from kdnb.losses.ofd import ofd_loss, ofd_margin
 from kdnb.losses.relation import relation_loss, relation_loss_released, swapped_prediction
+from kdnb.losses.reviewkd import hierarchical_context_loss
 from kdnb.losses.rld import rld_left_out, rld_loss, rld_per_sample, sdd_rld_loss
 from kdnb.losses.sdd import (
     check_scales,
@@ -56,6 +61,7 @@ from kdnb.losses.sdd import (
     sdd_kd_lskd_loss_released,
     sdd_weights,
 )
+from kdnb.losses.similarity import pkt_loss, relative_distances, rkd_losses, similarity_rows, sp_loss
 from kdnb.losses.sinkhorn import sinkhorn
 from kdnb.losses.soft_labels import (
     CONTEXT,
@@ -76,17 +82,14 @@ from kdnb.losses.standardization import standardize
 from kdnb.losses.teacher_free import (
     lsr,
     lsr_released,
-    tf_kd_reg,
-    tf_kd_reg_released,
-    tf_kd_self,
-    tf_kd_self_released,
     virtual_teacher,
     virtual_teacher_kl,
     virtual_teacher_kl_released,
 )
-from kdnb.losses.tolerant import generation_loss, patriarch_loss, top_score_difference
+from kdnb.losses.tolerant import top_score_difference
 from kdnb.losses.ttm import teacher_doubt, ttm_loss, ttm_per_sample, wttm_loss
 from kdnb.losses.wkd import class_cka_cost, head_cosine_cost, sharpen, sinkhorn_potentials, transport_per_sample
+from kdnb.losses.wkd_f import grid_moments, wkd_f_losses
 from kdnb.losses.zero_cost import classifier_gradient, diswot_score, relation_score, semantic_score
 
 __all__ = [
@@ -100,11 +103,15 @@ __all__ = [
     "ScaledGradient",
     "ab_per_sample",
     "ab_per_sample_released",
-    "abkd_loss",
+    "at_loss",
+    "attention_map",
     "batch_relation_rows",
     "batch_similarity",
+    "cat_loss",
+    "cat_loss_normalized",
     "ce_loss",
     "check_scales",
+    "class_activation_map",
     "class_cka_cost",
     "class_relation_rows",
     "classifier_gradient",
@@ -112,6 +119,9 @@ __all__ = [
     "confidence_masks",
     "correlated_pairs_bound",
     "correlated_pairs_information",
+    "crd_log_normalizer",
+    "crd_log_scores",
+    "crd_loss",
     "curriculum_temperature",
     "diagonal_kl",
     "dist_parts",
@@ -123,8 +133,9 @@ __all__ = [
     "ferkd_targets",
     "gaussian_kl",
     "gaussian_mutual_information",
-    "generation_loss",
+    "grid_moments",
     "head_cosine_cost",
+    "hierarchical_context_loss",
     "info_nce",
     "iwae_bound",
     "kd_loss",
@@ -139,9 +150,11 @@ __all__ = [
     "nkd_parts",
     "normkd_dkd_per_sample",
     "normkd_per_sample",
+    "ofd_loss",
+    "ofd_margin",
     "parse_mode",
-    "patriarch_loss",
     "pearson",
+    "pkt_loss",
     "pool_to",
     "pool_to_smaller",
     "ppca_elbo",
@@ -155,8 +168,10 @@ __all__ = [
     "relation_loss",
     "relation_loss_released",
     "relation_score",
+    "relative_distances",
     "restore_labels",
     "reversal",
+    "rkd_losses",
     "rld_left_out",
     "rld_loss",
     "rld_per_sample",
@@ -174,18 +189,16 @@ __all__ = [
     "semantic_score",
     "semckd_loss",
     "sharpen",
+    "similarity_rows",
     "sinkhorn",
     "sinkhorn_potentials",
     "soft_cross_entropy",
+    "sp_loss",
     "spread_scaled",
     "standardize",
     "swapped_prediction",
     "target_cross_entropy",
     "teacher_doubt",
-    "tf_kd_reg",
-    "tf_kd_reg_released",
-    "tf_kd_self",
-    "tf_kd_self_released",
     "top_score_difference",
     "transport_per_sample",
     "ttm_loss",
@@ -197,5 +210,6 @@ __all__ = [
     "virtual_teacher",
     "virtual_teacher_kl",
     "virtual_teacher_kl_released",
+    "wkd_f_losses",
     "wttm_loss",
 ]

@@ -72,10 +72,3 @@ def ab_per_sample_released(
     at_a_limit = 0 in (alpha, beta, alpha + beta)
     scale = (alpha or beta or 1.0) if at_a_limit else 1.0
     return scale * ab_per_sample(logits_s, logits_t, alpha, beta, temperature)
-
-
-def abkd_loss(
-    logits_s: Tensor, logits_t: Tensor, alpha: float = 0.8, beta: float = 0.3, temperature: float = 4.0
-) -> Tensor:
-    """The alpha-beta divergence from the teacher: the batch mean of `ab_per_sample`, a scalar."""
-    return ab_per_sample(logits_s, logits_t, alpha, beta, temperature).mean()

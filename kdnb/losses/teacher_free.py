@@ -10,15 +10,8 @@ from torch import Tensor
 
 from kdnb.errors import InputError
 from kdnb.losses.checks import check_classes, check_labels, check_temperature, upcast
-from kdnb.losses.kd import ce_loss, kd_loss
+from kdnb.losses.kd import kd_loss
 from kdnb.losses.soft_labels import soft_cross_entropy
-
-
-def _mix(ce: Tensor, term: Tensor, kd_weight: float) -> Tensor:
-    """(1 - alpha) CE + alpha term."""
-    if not 0 <= kd_weight <= 1:
-        raise InputError(f"kd_weight must lie in [0, 1] (the cross-entropy gets the rest), got {kd_weight}")
-    return (1 - kd_weight) * ce + kd_weight * term
 
 
 def virtual_teacher(
@@ -89,56 +82,10 @@ def lsr_released(logits_s: Tensor, labels: Tensor, smoothing: float = 0.1) -> Te
     return soft_cross_entropy(logits_s, virtual_teacher(labels, logits_s.shape[-1], 1 - smoothing, logits_s.dtype))
 
 
-def tf_kd_self(
-    logits_s: Tensor, logits_t: Tensor, labels: Tensor, temperature: float = 6.0, kd_weight: float = 0.95
-) -> Tensor:
-    """Tf-KD by self-training: the teacher is the same architecture, trained before on the labels alone.
-
-        L = (1 - alpha) CE(z^s, y) + alpha KL_tau(z^t || z^s),   KL_tau includes tau^2, mean over the batch, sum over classes
-
-    With a larger network as teacher this is what the paper calls normal KD.
-
-    Args:
-        logits_s: (B, K) float, gradients flow here.
-        logits_t: (B, K) float, treated as constants.
-        labels: (B,) int64 class ids.
-        temperature: tau > 0.
-        kd_weight: alpha in [0, 1].
-    Returns:
-        Scalar, nats.
-    Raises:
-        InputError: shapes differ, tau <= 0 or alpha outside [0, 1].
-
-    Source: Yuan et al., CVPR 2020, section 4 (Tf-KD_self). The released arithmetic is `tf_kd_self_released`.
-    """
-    return _mix(ce_loss(logits_s, labels), kd_loss(logits_s, logits_t, temperature), kd_weight)
-
-
-def tf_kd_self_released(
-    logits_s: Tensor,
-    logits_t: Tensor,
-    labels: Tensor,
-    temperature: float = 6.0,
-    kd_weight: float = 0.95,
-    multiplier: float = 50.0,
-) -> Tensor:
-    """Tf-KD by self-training, released arithmetic: the KL is divided by the number of classes and multiplied by mu.
-
-        L = (1 - alpha) CE + alpha mu / K  KL_tau(z^t || z^s)
-
-    mu = 1 is the released "normal" KD (hence nearly without effect at K = 100). Arguments and errors as `tf_kd_self`.
-
-    Source: released code of Yuan et al., CVPR 2020; ResNet18 on CIFAR-100: alpha 0.95, tau 6, mu 50.
-    """
-    return _mix(
-        ce_loss(logits_s, labels), multiplier / logits_s.shape[-1] * kd_loss(logits_s, logits_t, temperature), kd_weight
-    )
-
-
 def virtual_teacher_kl(
     logits_s: Tensor, labels: Tensor, temperature: float = 20.0, correct_prob: float = 0.99
 ) -> Tensor:
-    """The KL of `tf_kd_reg`: the virtual teacher is treated exactly as a real one whose probabilities are u.
+    """The KL of Tf-KD by regularisation: the virtual teacher is treated exactly as a real one whose probabilities are u.
 
         L = KL_tau(log u || z^s) = tau^2 mean_b sum_k q_bk log (q_bk / p_bk),   q = softmax(log u / tau),   p = softmax(z^s / tau)
 
@@ -165,7 +112,7 @@ def virtual_teacher_kl(
 def virtual_teacher_kl_released(
     logits_s: Tensor, labels: Tensor, temperature: float = 20.0, correct_prob: float = 0.99
 ) -> Tensor:
-    """The KL of `tf_kd_reg_released`.
+    """The KL of Tf-KD by regularisation, in released arithmetic.
 
         L = 1/(BK) sum_bk q_bk log (q_bk / softmax(z^s_b)_k),   q = softmax(u / tau)
 
@@ -178,43 +125,3 @@ def virtual_teacher_kl_released(
     logits_s = upcast(logits_s)
     q = F.softmax(virtual_teacher(labels, logits_s.shape[-1], correct_prob, logits_s.dtype) / temperature, dim=1)
     return F.kl_div(F.log_softmax(logits_s, dim=1), q, reduction="none").mean()
-
-
-def tf_kd_reg(
-    logits_s: Tensor, labels: Tensor, temperature: float = 20.0, kd_weight: float = 0.1, correct_prob: float = 0.99
-) -> Tensor:
-    """Tf-KD with a virtual teacher.
-
-        L = (1 - alpha) CE(z^s, y) + alpha KL_tau(log u || z^s)
-
-    Args:
-        logits_s: (B, K) float.
-        labels: (B,) int64 class ids.
-        temperature, correct_prob: of `virtual_teacher_kl`.
-        kd_weight: alpha in [0, 1].
-    Returns:
-        Scalar, nats.
-    Raises:
-        InputError: tau <= 0, alpha outside [0, 1] or a outside (0, 1).
-
-    Source: Yuan et al., CVPR 2020, section 4 (Tf-KD_reg). The published numbers were made with `tf_kd_reg_released`.
-    """
-    return _mix(ce_loss(logits_s, labels), virtual_teacher_kl(logits_s, labels, temperature, correct_prob), kd_weight)
-
-
-def tf_kd_reg_released(
-    logits_s: Tensor,
-    labels: Tensor,
-    temperature: float = 20.0,
-    kd_weight: float = 0.1,
-    correct_prob: float = 0.99,
-    multiplier: float = 100.0,
-) -> Tensor:
-    """Tf-KD with a virtual teacher, released arithmetic: L = (1 - alpha) CE + alpha mu `virtual_teacher_kl_released`.
-
-    Arguments and errors as `tf_kd_reg`, with mu the multiplier.
-
-    Source: released code of Yuan et al., CVPR 2020; ResNet18 on CIFAR-100: alpha 0.1, tau 20, mu 100.
-    """
-    term = multiplier * virtual_teacher_kl_released(logits_s, labels, temperature, correct_prob)
-    return _mix(ce_loss(logits_s, labels), term, kd_weight)

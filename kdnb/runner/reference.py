@@ -95,16 +95,6 @@ def parameters_table() -> str:
     return _markdown(["parameter", "type", "allowed", "meaning", "notebooks"], rows)
 
 
-def notebook_table(notebook: str) -> str:
-    """The parameters of one notebook, for a terminal: name, default, what is allowed, meaning."""
-    cell = read_cell(notebooks_folder() / f"{notebook}.ipynb")
-    width = max(map(len, cell))
-    return "\n".join(
-        f"{name:{width}}  {line.default!s:24.24}  {line.help}\n{'':{width}}  {PARAMETERS[name].allowed}"
-        for name, line in cell.items()
-    )
-
-
 TABLES: dict[str, Callable[[], str]] = {
     "methods": methods_table,
     "methods by family": methods_list,

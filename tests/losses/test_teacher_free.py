@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from kdnb.errors import InputError
 from kdnb.losses import teacher_free
+from tests.material import method_loss
 
 LN3 = math.log(3)
 Z = torch.tensor([[LN3, 0.0]], dtype=torch.float64)  # probabilities 3/4 and 1/4
@@ -50,21 +51,24 @@ def test_self_distillation_from_its_equation():
     p_t, p_s = (t / tau).softmax(1), (z / tau).softmax(1)
     kl = tau**2 * (p_t * (p_t / p_s).log()).sum(1).mean()
     ce = -z.softmax(1)[torch.arange(5), y].log().mean()
-    assert torch.allclose(teacher_free.tf_kd_self(z, t, y, tau, alpha), (1 - alpha) * ce + alpha * kl)
+    assert torch.allclose(
+        method_loss("tfkd_self", z, t, y, temperature=tau, ce_weight=1 - alpha, kd_weight=alpha),
+        (1 - alpha) * ce + alpha * kl,
+    )
 
 
 def test_released_self_distillation_divides_by_the_number_of_classes():
     z, t, y = _random(K=7)
-    assert torch.allclose(teacher_free.tf_kd_self_released(z, t, y, multiplier=7.0), teacher_free.tf_kd_self(z, t, y))
+    assert torch.allclose(method_loss("tfkd_self_released", z, t, y, multiplier=7.0), method_loss("tfkd_self", z, t, y))
     assert not torch.allclose(
-        teacher_free.tf_kd_self_released(z, t, y, multiplier=1.0), teacher_free.tf_kd_self(z, t, y)
+        method_loss("tfkd_self_released", z, t, y, multiplier=1.0), method_loss("tfkd_self", z, t, y)
     )
 
 
 def test_virtual_teacher_term_is_zero_at_the_virtual_distribution():
     y = torch.tensor([1, 3])
     z = teacher_free.virtual_teacher(y, 5, 0.99, torch.float64).log()
-    assert abs(teacher_free.tf_kd_reg(z, y, kd_weight=1.0).item()) < 1e-12
+    assert abs(method_loss("tfkd_reg", z, None, y, ce_weight=0.0, kd_weight=1.0).item()) < 1e-12
 
 
 def test_released_virtual_teacher_from_its_equation():
@@ -76,23 +80,28 @@ def test_released_virtual_teacher_from_its_equation():
         q = q / q.sum()
         total += (q * (q / z[b].softmax(0)).log()).sum() / (5 * 7)
     expected = 0.7 * F.cross_entropy(z, y) + 0.3 * 100 * total
-    assert torch.allclose(teacher_free.tf_kd_reg_released(z, y, 20.0, 0.3, 0.9, 100.0), expected)
+    assert torch.allclose(
+        method_loss("tfkd_reg_released", z, None, y, ce_weight=0.7, kd_weight=0.3, correct_prob=0.9), expected
+    )
 
 
 def test_released_virtual_teacher_is_nearly_uniform_and_ours_is_not():
     y, K = torch.tensor([0]), 100
     nearly_uniform = torch.zeros(1, K, dtype=torch.float64)
-    assert teacher_free.tf_kd_reg_released(nearly_uniform, y, kd_weight=1.0, multiplier=1.0).item() < 1e-5
-    assert teacher_free.tf_kd_reg(nearly_uniform, y, kd_weight=1.0).item() > 0.5
+    assert (
+        method_loss("tfkd_reg_released", nearly_uniform, None, y, ce_weight=0.0, kd_weight=1.0, multiplier=1.0).item()
+        < 1e-5
+    )
+    assert method_loss("tfkd_reg", nearly_uniform, None, y, ce_weight=0.0, kd_weight=1.0).item() > 0.5
 
 
 ALL = [
     lambda z, t, y: teacher_free.lsr(z, y),
     lambda z, t, y: teacher_free.lsr_released(z, y),
-    lambda z, t, y: teacher_free.tf_kd_self(z, t, y),
-    lambda z, t, y: teacher_free.tf_kd_self_released(z, t, y),
-    lambda z, t, y: teacher_free.tf_kd_reg(z, y),
-    lambda z, t, y: teacher_free.tf_kd_reg_released(z, y),
+    lambda z, t, y: method_loss("tfkd_self", z, t, y),
+    lambda z, t, y: method_loss("tfkd_self_released", z, t, y),
+    lambda z, t, y: method_loss("tfkd_reg", z, None, y),
+    lambda z, t, y: method_loss("tfkd_reg_released", z, None, y),
 ]
 
 
@@ -124,10 +133,10 @@ def test_huge_logits_stay_finite(loss, dtype):
     [
         lambda: teacher_free.lsr(Z, Y, 1.5),
         lambda: teacher_free.lsr_released(Z, Y, 1.0),
-        lambda: teacher_free.tf_kd_self(Z, Z, Y, temperature=0.0),
-        lambda: teacher_free.tf_kd_self(Z, Z, Y, kd_weight=1.1),
-        lambda: teacher_free.tf_kd_reg(Z, Y, correct_prob=1.0),
-        lambda: teacher_free.tf_kd_reg_released(Z, Y, temperature=-1.0),
+        lambda: method_loss("tfkd_self", Z, Z, Y, temperature=0.0),
+        lambda: method_loss("tfkd_self", Z, Z, Y, kd_weight=-0.1),
+        lambda: method_loss("tfkd_reg", Z, None, Y, correct_prob=1.0),
+        lambda: method_loss("tfkd_reg_released", Z, None, Y, temperature=-1.0),
         lambda: teacher_free.virtual_teacher(Y, 1),
     ],
 )

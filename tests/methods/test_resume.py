@@ -11,7 +11,7 @@ from kdnb.data.tensors import Split
 from kdnb.methods import METHODS
 from kdnb.models import build
 from kdnb.parameters import resolve
-from kdnb.runner.plan import read_params
+from kdnb.runner.plan import experiments, read_params
 from kdnb.training import loop
 from kdnb.training.distil import Setting, student_recipe
 from kdnb.training.loop import fit
@@ -33,7 +33,7 @@ def digits():
 
 def settings_of(name: str) -> dict:
     """The quick profile with the method's own file over it, on narrower networks so that the whole table takes seconds."""
-    p = resolve(read_params("04_distillation", "quick") | read_params("04_distillation", "digits", name))
+    p = resolve(read_params("04_distillation", "quick") | read_params(f"04_distillation/{name}", "digits"))
     return p | {"teacher": "resnet8w4", "student": "resnet8w8" if p.student == "resnet8w8" else "resnet8w4"}
 
 
@@ -83,9 +83,6 @@ def test_a_method_killed_within_an_epoch_resumes_bit_for_bit(name, tmp_path, mon
 
 
 def test_every_method_has_a_parameter_file_and_every_file_a_method():
-    from kdnb.runner.plan import params_folder
-
-    assert {path.stem.partition(".")[2] for path in (params_folder() / "digits").glob("04_distillation.*.yaml")} == set(
-        METHODS
-    )
-    assert all(read_params("04_distillation", "digits", name)["method"] == name for name in METHODS)
+    there = {name for name in experiments("digits") if name.startswith("04_distillation/")}
+    assert there == {f"04_distillation/{name}" for name in METHODS}
+    assert all(read_params(f"04_distillation/{name}", "digits")["method"] == name for name in METHODS)

@@ -9,6 +9,7 @@ from kdnb.losses import bounds, relation, soft_labels, teacher_free, tolerant, z
 from kdnb.losses.features import pool_to_smaller, vid_loss
 from kdnb.losses.sinkhorn import sinkhorn
 from kdnb.methods.vid import VIDRegressor
+from tests.material import method_loss
 
 
 def _leaf(tensor: Tensor) -> Tensor:
@@ -31,38 +32,30 @@ def lsr(golden):
 
 def tfkd_self(golden):
     hyper = golden.hyper  # without a multiplier the file is the released "normal" KD
+    given = {"temperature": hyper["temperature"], "multiplier": hyper.get("multiplier", 1.0), **_shares(hyper["alpha"])}
     yield from _loss_and_gradient(
         golden,
-        lambda z: teacher_free.tf_kd_self_released(
-            z,
-            golden["logits_teacher"],
-            golden["target"],
-            hyper["temperature"],
-            hyper["alpha"],
-            hyper.get("multiplier", 1.0),
-        ),
+        lambda z: method_loss("tfkd_self_released", z, golden["logits_teacher"], golden["target"], **given),
     )
 
 
 def tfkd_reg(golden):
     hyper = golden.hyper
+    given = {name: hyper[name] for name in ("correct_prob", "multiplier")} | _shares(hyper["reg_alpha"])
+    given["temperature"] = hyper["reg_temperature"]
     yield from _loss_and_gradient(
-        golden,
-        lambda z: teacher_free.tf_kd_reg_released(
-            z,
-            golden["target"],
-            hyper["reg_temperature"],
-            hyper["reg_alpha"],
-            hyper["correct_prob"],
-            hyper["multiplier"],
-        ),
+        golden, lambda z: method_loss("tfkd_reg_released", z, None, golden["target"], **given)
     )
+
+
+def _shares(alpha):
+    return {"ce_weight": 1 - alpha, "kd_weight": alpha}
 
 
 def tolerant_teacher(golden):
     logits, labels, num_top, eta = _leaf(golden["logits"]), golden["target"], golden.hyper["K"], golden.hyper["eta"]
     tsd = tolerant.top_score_difference(logits, num_top)
-    loss = tolerant.patriarch_loss(logits, labels, eta, num_top)
+    loss = method_loss("tolerant_patriarch", logits, None, labels, ce_weight=eta, num_top=num_top)
     yield "tsd", tsd, golden["tsd"]
     yield "loss", loss, golden["loss"]
     yield "grad_tsd", torch.autograd.grad(tsd, logits, retain_graph=True)[0], golden["grad_tsd"]

@@ -1,5 +1,6 @@
 """Losses as pure functions: tensors in, a scalar (or one value a sample) out; each states its equation and source."""
 
+from kdnb.losses.abkd import ab_per_sample, ab_per_sample_released
 from kdnb.losses.attention import at_loss, attention_map
 from kdnb.losses.bounds import (
     PPCA,
@@ -21,6 +22,8 @@ from kdnb.losses.bounds import (
 )
 from kdnb.losses.cat_kd import cat_loss, cat_loss_normalized, class_activation_map
 from kdnb.losses.crd import crd_log_normalizer, crd_log_scores, crd_loss
+from kdnb.losses.curriculum import ScaledGradient, curriculum_temperature, reversal
+from kdnb.losses.dist import dist_parts, pearson
 from kdnb.losses.dkd import dkd_loss, dkd_per_sample
 from kdnb.losses.features import batch_similarity, feature_mse, pool_to, pool_to_smaller, semckd_loss, vid_loss
 from kdnb.losses.kd import ce_loss, kd_loss, kd_per_sample
@@ -32,14 +35,26 @@ from kdnb.losses.mlld import (
     mlld_loss,
     mlld_loss_released,
 )
+from kdnb.losses.nkd import (
+    nkd_parts,
+    self_target_cross_entropy,
+    self_weights,
+    target_cross_entropy,
+    uskd_non_target,
+    uskd_soft_labels,
+    uskd_soft_labels_released,
+)
+from kdnb.losses.normkd import normkd_dkd_per_sample, normkd_per_sample, spread_scaled
 from kdnb.losses.ofd import ofd_loss, ofd_margin
 from kdnb.losses.relation import relation_loss, relation_loss_released, swapped_prediction
 from kdnb.losses.reviewkd import hierarchical_context_loss
+from kdnb.losses.rld import rld_left_out, rld_loss, rld_per_sample, sdd_rld_loss
 from kdnb.losses.sdd import (
     check_scales,
     multiscale_pool,
     region_logits,
     sdd_dkd_loss,
+    sdd_dkd_lskd_loss_averaged_weights_released,
     sdd_dkd_lskd_loss_released,
     sdd_groups,
     sdd_kd_loss,
@@ -72,6 +87,8 @@ from kdnb.losses.teacher_free import (
     virtual_teacher_kl_released,
 )
 from kdnb.losses.tolerant import top_score_difference
+from kdnb.losses.ttm import teacher_doubt, ttm_loss, ttm_per_sample, wttm_loss
+from kdnb.losses.wkd import class_cka_cost, head_cosine_cost, sharpen, sinkhorn_potentials, transport_per_sample
 from kdnb.losses.wkd_f import grid_moments, wkd_f_losses
 from kdnb.losses.zero_cost import classifier_gradient, diswot_score, relation_score, semantic_score
 
@@ -83,6 +100,9 @@ __all__ = [
     "MODES",
     "POSITIVE",
     "PPCA",
+    "ScaledGradient",
+    "ab_per_sample",
+    "ab_per_sample_released",
     "at_loss",
     "attention_map",
     "batch_relation_rows",
@@ -92,6 +112,7 @@ __all__ = [
     "ce_loss",
     "check_scales",
     "class_activation_map",
+    "class_cka_cost",
     "class_relation_rows",
     "classifier_gradient",
     "compress_labels",
@@ -101,7 +122,9 @@ __all__ = [
     "crd_log_normalizer",
     "crd_log_scores",
     "crd_loss",
+    "curriculum_temperature",
     "diagonal_kl",
+    "dist_parts",
     "diswot_score",
     "dkd_loss",
     "dkd_per_sample",
@@ -111,6 +134,7 @@ __all__ = [
     "gaussian_kl",
     "gaussian_mutual_information",
     "grid_moments",
+    "head_cosine_cost",
     "hierarchical_context_loss",
     "info_nce",
     "iwae_bound",
@@ -123,9 +147,13 @@ __all__ = [
     "mlld_loss",
     "mlld_loss_released",
     "multiscale_pool",
+    "nkd_parts",
+    "normkd_dkd_per_sample",
+    "normkd_per_sample",
     "ofd_loss",
     "ofd_margin",
     "parse_mode",
+    "pearson",
     "pkt_loss",
     "pool_to",
     "pool_to_smaller",
@@ -142,26 +170,46 @@ __all__ = [
     "relation_score",
     "relative_distances",
     "restore_labels",
+    "reversal",
     "rkd_losses",
+    "rld_left_out",
+    "rld_loss",
+    "rld_per_sample",
     "sdd_dkd_loss",
+    "sdd_dkd_lskd_loss_averaged_weights_released",
     "sdd_dkd_lskd_loss_released",
     "sdd_groups",
     "sdd_kd_loss",
     "sdd_kd_lskd_loss_released",
+    "sdd_rld_loss",
     "sdd_weights",
     "self_mix",
+    "self_target_cross_entropy",
+    "self_weights",
     "semantic_score",
     "semckd_loss",
+    "sharpen",
     "similarity_rows",
     "sinkhorn",
+    "sinkhorn_potentials",
     "soft_cross_entropy",
     "sp_loss",
+    "spread_scaled",
     "standardize",
     "swapped_prediction",
+    "target_cross_entropy",
+    "teacher_doubt",
     "top_score_difference",
+    "transport_per_sample",
+    "ttm_loss",
+    "ttm_per_sample",
+    "uskd_non_target",
+    "uskd_soft_labels",
+    "uskd_soft_labels_released",
     "vid_loss",
     "virtual_teacher",
     "virtual_teacher_kl",
     "virtual_teacher_kl_released",
     "wkd_f_losses",
+    "wttm_loss",
 ]

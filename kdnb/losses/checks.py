@@ -1,6 +1,7 @@
 """What every loss asks of its inputs, and the precision it computes in. Shapes only: no check reads a value back from the device."""
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -15,13 +16,15 @@ def upcast(x: Tensor) -> Tensor:
     return x.float() if x.dtype in _HALF else x
 
 
-def no_autocast(x: Tensor) -> torch.autocast:
-    """A block in which autocast doesn't turn the matrix products on x's device back into half precision."""
-    return torch.autocast(x.device.type, enabled=False)
+def no_autocast(x: Tensor) -> AbstractContextManager:
+    """A block in which autocast doesn't turn the matrix products on x's device back into half precision (meta tensors know no autocast)."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
-def check_temperature(temperature: float) -> None:
-    if not 0 < temperature < math.inf:
+def check_temperature(temperature: float | Tensor) -> None:
+    """A finite number above 0; a tensor, learned or computed, is its maker's matter (a check here would wait for the device)."""
+    if not isinstance(temperature, Tensor) and not 0 < temperature < math.inf:
         raise InputError(f"temperature must be a finite number > 0, got {temperature}")
 
 

@@ -7,17 +7,45 @@ from torch import Tensor
 from kdnb.losses.checks import check_labels, check_logits, check_temperature, upcast
 
 
-def _split(logits: Tensor, labels: Tensor, target: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    """log p_y (...), log sum_{k != y} p_k (...) and log of the softmax over the non-target classes (..., K), whatever stands at y."""
-    log_p = F.log_softmax(upcast(logits) / temperature, dim=-1)
-    # log-sum-exp, not log(1 - p_y): a student that is sure of the target keeps a finite loss and an exact gradient
-    log_rest = log_p.masked_fill(target, -torch.inf).logsumexp(-1)
-    log_target = log_p.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
-    return log_target, log_rest, log_p - log_rest.unsqueeze(-1)
+def without_classes(log_p: Tensor, left_out: Tensor) -> tuple[Tensor, Tensor]:
+    """What is left of a distribution without some of its classes: its mass and the distribution that the others form.
+
+        log sum_{k in S} p_k,   log (p_k / sum_{j in S} p_j),   S: the classes that stay
+
+    A log-sum-exp, not log(1 - sum of the others): where nothing representable is left, value and gradient stay exact.
+
+    Args:
+        log_p: (..., K) float, log-probabilities.
+        left_out: (..., K) bool; at least one class of every row stays.
+    Returns:
+        (...) logarithm of the mass, and (..., K) log-probabilities; what stands at classes left out means nothing.
+    """
+    log_mass = log_p.masked_fill(left_out, -torch.inf).logsumexp(-1)
+    return log_mass, log_p - log_mass.unsqueeze(-1)
+
+
+def at(values: Tensor, labels: Tensor) -> Tensor:
+    """(..., K) values at one class a row: (...)."""
+    return values.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+
+
+def one_hot(labels: Tensor, num_classes: int) -> Tensor:
+    """(..., K) bool, True at the label."""
+    return torch.arange(num_classes, device=labels.device) == labels.unsqueeze(-1)
+
+
+def binary_kl(log_q: Tensor, log_rest_q: Tensor, log_p: Tensor, log_rest_p: Tensor) -> Tensor:
+    """KL([q, 1 - q] || [p, 1 - p]) from the four logarithms, all of one shape."""
+    return log_q.exp() * (log_q - log_p) + log_rest_q.exp() * (log_rest_q - log_rest_p)
+
+
+def restricted_kl(log_q: Tensor, log_p: Tensor, left_out: Tensor) -> Tensor:
+    """(...) KL over the classes that stay, of log-probabilities (..., K) as `without_classes` gives them."""
+    return (log_q.masked_fill(left_out, -torch.inf).exp() * (log_q - log_p)).sum(-1)
 
 
 def dkd_per_sample(
-    logits_s: Tensor, logits_t: Tensor, labels: Tensor, temperature: float = 4.0
+    logits_s: Tensor, logits_t: Tensor, labels: Tensor, temperature: float | Tensor = 4.0
 ) -> tuple[Tensor, Tensor]:
     """TCKD and NCKD of every row; see `dkd_loss` for the equations.
 
@@ -33,16 +61,22 @@ def dkd_per_sample(
     check_logits(logits_s, logits_t)
     check_labels(labels, logits_s.shape[:-1])
     check_temperature(temperature)
-    target = torch.arange(logits_s.shape[-1], device=labels.device) == labels.unsqueeze(-1)  # (..., K)
-    target_s, rest_s, others_s = _split(logits_s, labels, target, temperature)
-    target_t, rest_t, others_t = _split(logits_t.detach(), labels, target, temperature)
-    tckd = target_t.exp() * (target_t - target_s) + rest_t.exp() * (rest_t - rest_s)
-    nckd = (others_t.masked_fill(target, -torch.inf).exp() * (others_t - others_s)).sum(-1)
+    target = one_hot(labels, logits_s.shape[-1])
+    log_s, log_t = (F.log_softmax(upcast(logits) / temperature, dim=-1) for logits in (logits_s, logits_t.detach()))
+    rest_s, others_s = without_classes(log_s, target)
+    rest_t, others_t = without_classes(log_t, target)
+    tckd = binary_kl(at(log_t, labels), rest_t, at(log_s, labels), rest_s)
+    nckd = restricted_kl(others_t, others_s, target)
     return temperature**2 * tckd, temperature**2 * nckd
 
 
 def dkd_loss(
-    logits_s: Tensor, logits_t: Tensor, labels: Tensor, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0
+    logits_s: Tensor,
+    logits_t: Tensor,
+    labels: Tensor,
+    alpha: float = 1.0,
+    beta: float = 8.0,
+    temperature: float | Tensor = 4.0,
 ) -> Tensor:
     """Decoupled knowledge distillation.
 

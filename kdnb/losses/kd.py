@@ -24,12 +24,12 @@ def ce_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(upcast(logits), labels)
 
 
-def kd_per_sample(logits_s: Tensor, logits_t: Tensor, temperature: float = 4.0) -> Tensor:
+def kd_per_sample(logits_s: Tensor, logits_t: Tensor, temperature: float | Tensor = 4.0) -> Tensor:
     """Hinton's soft-target loss of every row: `kd_loss` before its mean.
 
     Args:
         logits_s, logits_t: (..., K) float, classes last; the teacher's are treated as constants.
-        temperature: tau > 0.
+        temperature: tau > 0; where it is a tensor of one element, the gradient reaches it, through the softmax of the teacher too.
     Returns:
         (...) tensor, nats, tau^2 included.
     Raises:
@@ -42,7 +42,7 @@ def kd_per_sample(logits_s: Tensor, logits_t: Tensor, temperature: float = 4.0) 
     return temperature**2 * F.kl_div(log_s, log_t, reduction="none", log_target=True).sum(-1)
 
 
-def kd_loss(logits_s: Tensor, logits_t: Tensor, temperature: float = 4.0) -> Tensor:
+def kd_loss(logits_s: Tensor, logits_t: Tensor, temperature: float | Tensor = 4.0) -> Tensor:
     """Hinton's soft-target loss.
 
         L = tau^2 mean_b sum_k p^t_bk (log p^t_bk - log p^s_bk),   p = softmax(z / tau)

@@ -102,13 +102,14 @@ def sdd_weights(logits_t: Tensor, labels: Tensor, complementary_weight: float = 
     return 1 + (complementary_weight - 1) * complementary
 
 
-def _rows(logits: Tensor, standardized: bool) -> Tensor:
+def region_rows(logits: Tensor, standardized: bool) -> Tensor:
     """(B, K, M) -> (B, M, K), each region's row z-scored by itself if asked."""
     rows = logits.transpose(1, 2)
     return standardize(rows) if standardized else rows
 
 
-def _check(logits_s: Tensor, logits_t: Tensor, labels: Tensor) -> None:
+def check_regions(logits_s: Tensor, logits_t: Tensor, labels: Tensor) -> None:
+    """Region logits of one shape (B, K, M) with K >= 2, and a label for each image."""
     if logits_s.dim() != 3:
         raise InputError(f"region logits must be (B, K, M), got shape {tuple(logits_s.shape)}")
     check_logits(logits_s, logits_t, class_dim=1)
@@ -141,15 +142,17 @@ def sdd_kd_loss(
     Source: Luo, Cheng, Scale Decoupled Distillation, CVPR 2024, equations 6-9. The paper sums over regions; released code, and this
     function, average, so that the weight against cross-entropy does not depend on M.
     """
-    _check(logits_s, logits_t, labels)
-    rows = kd_per_sample(_rows(logits_s, standardize_logits), _rows(logits_t.detach(), standardize_logits), temperature)
+    check_regions(logits_s, logits_t, labels)
+    rows = kd_per_sample(
+        region_rows(logits_s, standardize_logits), region_rows(logits_t.detach(), standardize_logits), temperature
+    )
     return (sdd_weights(logits_t, labels, complementary_weight) * rows).mean()
 
 
 def _dkd_rows(logits_s, logits_t, labels, alpha, beta, temperature, standardized) -> Tensor:
     labels = labels.unsqueeze(1).expand(-1, logits_s.shape[2])
     tckd, nckd = dkd_per_sample(
-        _rows(logits_s, standardized), _rows(logits_t.detach(), standardized), labels, temperature
+        region_rows(logits_s, standardized), region_rows(logits_t.detach(), standardized), labels, temperature
     )
     return alpha * tckd + beta * nckd
 
@@ -170,7 +173,7 @@ def sdd_dkd_loss(
 
     Arguments, returns, errors and source as `sdd_kd_loss`; alpha and beta as `dkd_loss`.
     """
-    _check(logits_s, logits_t, labels)
+    check_regions(logits_s, logits_t, labels)
     rows = _dkd_rows(logits_s, logits_t, labels, alpha, beta, temperature, standardize_logits)
     return (sdd_weights(logits_t, labels, complementary_weight) * rows).mean()
 
@@ -185,9 +188,9 @@ def sdd_kd_lskd_loss_released(logits_s: Tensor, logits_t: Tensor, labels: Tensor
 
     Arguments as `sdd_kd_loss`. Source: Shardzzi/SDD-LSKD-Fusion, released code only.
     """
-    _check(logits_s, logits_t, labels)
+    check_regions(logits_s, logits_t, labels)
     rows = kd_per_sample(
-        _rows(logits_s, True), _rows(logits_t.detach(), True), temperature
+        region_rows(logits_s, True), region_rows(logits_t.detach(), True), temperature
     ).T.flatten()  # (M B), region-major
     local = _correct(logits_t, labels)
     image = torch.arange(rows.numel(), device=rows.device) // local.shape[1]
@@ -215,3 +218,26 @@ def sdd_dkd_lskd_loss_released(
     )
     regions = logits_s.shape[2]
     return mean if regions == 1 else mean * (logits_s.shape[0] * regions)
+
+
+def sdd_dkd_lskd_loss_averaged_weights_released(
+    logits_s: Tensor,
+    logits_t: Tensor,
+    labels: Tensor,
+    alpha: float = 9.0,
+    beta: float = 72.0,
+    temperature: float = 2.0,
+    complementary_weight: float = 2.0,
+) -> Tensor:
+    """The SDD + LSKD fusion with DKD as another released code computes it: no region is weighted by itself.
+
+        L = (1 / (B M) sum_bm w_bm) (1 / (B M) sum_bm (alpha TCKD_bm + beta NCKD_bm))
+
+    SDD's weights are averaged over the batch before they meet the rows: the more complementary regions a batch has, the more all its
+    regions count. Arguments as `sdd_dkd_loss`.
+
+    Source: iversonshao/DSKD, released code only.
+    """
+    check_regions(logits_s, logits_t, labels)
+    rows = _dkd_rows(logits_s, logits_t, labels, alpha, beta, temperature, True)
+    return sdd_weights(logits_t, labels, complementary_weight).mean() * rows.mean()

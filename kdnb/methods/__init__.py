@@ -37,6 +37,27 @@ METHODS: dict[str, Entry] = {
     "sdd_dkd_lskd_released": Entry(
         "sdd_lskd", "SDDDKDLSKDReleased", "the same, summed as in released code", "Shardzzi/SDD-LSKD-Fusion"
     ),
+    "sdd_dkd_lskd_dskd_released": Entry(
+        "sdd_lskd", "SDDDKDLSKDAveragedReleased", "the same, weights averaged as in released code", "iversonshao/DSKD"
+    ),
+    "rld": Entry("rld", "RLD", "the teacher's order below the label, and its confidence", "Sun et al., ICCV 2025"),
+    "rld_lskd": Entry("rld", "RLDLSKD", "RLD of standardised logits", "Sun et al., ICCV 2025"),
+    "sdd_rld": Entry("sdd_rld", "SDDRLD", "RLD in image regions", "iversonshao/DSKD"),
+    "sdd_rld_lskd": Entry("sdd_rld", "SDDRLDLSKD", "standardised RLD in image regions", "iversonshao/DSKD"),
+    "dist": Entry("dist", "DIST", "correlation over classes and over samples", "Huang et al., NeurIPS 2022"),
+    "ttm": Entry("ttm", "TTM", "a temperature for the teacher only", "Zheng and Yang, ICLR 2024"),
+    "wttm": Entry("ttm", "WTTM", "TTM weighted by the teacher's doubt", "Zheng and Yang, ICLR 2024"),
+    "nkd": Entry("nkd", "NKD", "target and renormalised non-target cross-entropy", "Yang et al., ICCV 2023"),
+    "abkd": Entry("abkd", "ABKD", "an alpha-beta divergence in place of the KL", "Wang et al., ICML 2025"),
+    "abkd_released": Entry(
+        "abkd", "ABKDReleased", "the same with limits scaled as in released code", "Wang et al., ICML 2025"
+    ),
+    "wkd_l": Entry("wkd_l", "WKDL", "transport of mass between classes seen alike", "Lv et al., NeurIPS 2024"),
+    "wkd_l_head": Entry("wkd_l", "WKDLHead", "the same, alike in the teacher's classifier", "Lv et al., NeurIPS 2024"),
+    "ctkd": Entry("ctkd", "CTKD", "a learned temperature that works against the student", "Li et al., AAAI 2023"),
+    "ctkd_lskd": Entry("ctkd", "CTKDLSKD", "CTKD of standardised logits", "Sun et al., CVPR 2024"),
+    "normkd": Entry("normkd", "NormKD", "a temperature for every sample", "Chi et al., 2023"),
+    "normkd_dkd": Entry("normkd", "NormKDDKD", "DKD at a temperature for every sample", "Chi et al., 2023"),
     "mlld": Entry("mlld", "MLLD", "samples, classes and batch at five temperatures", "Jin et al., CVPR 2023", views=2),
     "mlld_released": Entry(
         "mlld", "MLLDReleased", "the same in the arithmetic of released code", "Jin et al., CVPR 2023", views=2
@@ -92,6 +113,13 @@ METHODS: dict[str, Entry] = {
         "the same in the arithmetic of released code",
         "Yuan et al., CVPR 2020",
         needs_teacher=False,
+    ),
+    "tf_nkd": Entry("nkd", "TfNKD", "NKD's target part of itself", "Yang et al., 2022", needs_teacher=False),
+    "uskd": Entry(
+        "uskd", "USKD", "a weak head and Zipf's law as teacher", "Yang et al., ICCV 2023", needs_teacher=False
+    ),
+    "uskd_released": Entry(
+        "uskd", "USKDReleased", "the same, ranked as in released code", "Yang et al., ICCV 2023", needs_teacher=False
     ),
     "tolerant_patriarch": Entry(
         "tolerant", "TolerantPatriarch", "a teacher kept from certainty", "Yang et al., AAAI 2019", needs_teacher=False

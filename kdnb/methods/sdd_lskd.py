@@ -4,7 +4,11 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from kdnb.losses import sdd_dkd_lskd_loss_released, sdd_kd_lskd_loss_released
+from kdnb.losses import (
+    sdd_dkd_lskd_loss_averaged_weights_released,
+    sdd_dkd_lskd_loss_released,
+    sdd_kd_lskd_loss_released,
+)
 from kdnb.methods.sdd import SDDDKD, SDDKD
 
 
@@ -85,3 +89,14 @@ class SDDDKDLSKDReleased(SDDDKDLSKD):
         return sdd_dkd_lskd_loss_released(
             logits_s, logits_t, labels, self.alpha, self.beta, self.temperature, self.complementary_weight
         )
+
+
+class SDDDKDLSKDAveragedReleased(SDDDKDLSKD):
+    """As another repository released it: SDD's weights averaged before they meet the regions (`sdd_dkd_lskd_loss_averaged_weights_released`).
+
+    Arguments as `SDDDKDLSKD`. Source: iversonshao/DSKD.
+    """
+
+    def loss(self, logits_s: Tensor, logits_t: Tensor, labels: Tensor) -> Tensor:
+        weights = (self.alpha, self.beta, self.temperature, self.complementary_weight)
+        return sdd_dkd_lskd_loss_averaged_weights_released(logits_s, logits_t, labels, *weights)

@@ -8,10 +8,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdnb.checkpoints import artifact
+from kdnb.data.domains import PriorDomain, prior_domain
 from kdnb.data.tensors import Dataset
 from kdnb.evaluation import predict_logits
 from kdnb.generators.diffusion import DiffusionPrior, build_prior, load_prior
 from kdnb.generators.diffusion_training import train_prior
+from kdnb.generators.fitting import FittedTeacher, fit_images, native_shape
 from kdnb.metrics import entropy, frechet_distance
 from kdnb.randomness import generator_for, seed_everything
 from kdnb.samplers.cadr import Guidance, GuidanceConfig
@@ -27,22 +29,26 @@ def trained_prior(
     seed: int = 0,
     architecture: str = "compact_unet",
     folder: str = "",
+    domain: PriorDomain | None = None,
 ) -> tuple[DiffusionPrior, list[float]]:
-    """A diffusion prior of the data set's *public* images and its loss by step; trained once per recipe, then taken from the cache.
+    """A diffusion prior of the data set's *public* images, or of another domain, and its loss by step; trained once per recipe, then
+    taken from the cache.
 
     Args:
         steps, batch_size, lr: of `train_prior`.
         architecture: name of `kdnb.generators.diffusion.PRIORS`.
         folder: a local diffusers folder to load instead; then nothing is trained and the loss is empty.
+        domain: what the prior is trained on, see `kdnb.data.domains.prior_domain`; None: all public images.
     """
     device = data.public.device
     if folder:
         return load_prior(Path(folder)).to(device), []
+    domain = domain or prior_domain(data)
     recipe = {
         "architecture": architecture,
         "dataset": data.name,
         "image_size": data.image_size,
-        "data": data.hashes["public"],
+        "domain": domain.recipe,
         "steps": steps,
         "batch_size": batch_size,
         "lr": lr,
@@ -53,7 +59,7 @@ def trained_prior(
         seed_everything(seed)
         model = build_prior(architecture, data.channels, data.image_size)
         fit = train_prior(
-            model, data.public.images, steps=steps, batch_size=batch_size, lr=lr, seed=seed, folder=progress_folder
+            model, domain.images, steps=steps, batch_size=batch_size, lr=lr, seed=seed, folder=progress_folder
         )
         return {"model": model.state_dict(), "losses": fit.losses}
 
@@ -76,10 +82,16 @@ def draw(
     trace: bool = False,
     on_step: Callable[[int, int, Tensor], None] | None = None,
 ) -> Samples:
-    """One image per label, guided by the teacher if `guidance` is given. The same seed means the same initial noise in every setting."""
+    """One image per label, guided by the teacher if `guidance` is given. The same seed means the same initial noise in every setting.
+
+    `image_shape` is the teacher's; a prior of another shape is sampled in its own and fitted, see `kdnb.generators.fitting`.
+    """
+    native = native_shape(prior, image_shape)
+    if guidance is not None and native != tuple(image_shape):
+        teacher = FittedTeacher(teacher, image_shape)
     noise = torch.randn(
         len(labels),
-        *image_shape,
+        *native,
         generator=generator_for(seed, "initial noise", device=labels.device),
         device=labels.device,
     )
@@ -88,7 +100,7 @@ def draw(
         found = sample(
             prior,
             labels,
-            image_shape,
+            native,
             guidance=guide,
             solver=solver,
             num_steps=num_steps,
@@ -99,7 +111,7 @@ def draw(
     finally:
         if guide is not None:
             guide.close()
-    found.images.clamp_(-1, 1)
+    found.images = fit_images(found.images.clamp(-1, 1), image_shape)
     return found
 
 

@@ -1,4 +1,4 @@
-"""The diffusion prior: an unconditional denoiser that a sampler can query, trained here or loaded from a folder of diffusers.
+"""The diffusion prior: a denoiser, unconditional or class-conditional, that a sampler can query, trained here or loaded from a folder of diffusers.
 
 The forward process is x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps with eps ~ N(0, I); the prior estimates eps from x_t and t.
 Whatever the model was trained to predict, samplers see `DiffusionPrior.epsilon` and `alphas_cumprod` and nothing else.
@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -41,6 +42,8 @@ class DiffusionPrior:
         model: `model(x_t, t).sample` of x_t's shape (a learned variance may follow as further channels and is ignored).
         alphas_cumprod: (T,) abar_t, falling, in (0, 1).
         prediction_type: what the model emits: "epsilon", "v_prediction" (v = sqrt(abar) eps - sqrt(1 - abar) x_0) or "sample" (x_0).
+        class_map: for a class-conditional model, (K,) int64: the class of the prior that class k of the teacher asks for; None: its
+            own number. An unconditional model takes no notice of classes.
     Raises:
         InputError: an unknown prediction type, or a schedule that is not a falling sequence inside (0, 1).
     """
@@ -48,6 +51,7 @@ class DiffusionPrior:
     model: nn.Module
     alphas_cumprod: Tensor = field(default_factory=linear_alphas_cumprod)
     prediction_type: str = "epsilon"
+    class_map: Tensor | None = None
 
     def __post_init__(self):
         check_name("prediction type", self.prediction_type, PREDICTION_TYPES)
@@ -63,7 +67,42 @@ class DiffusionPrior:
     def num_train_timesteps(self) -> int:
         return len(self.alphas_cumprod)
 
-    def epsilon(self, x_t: Tensor, t: int | Tensor) -> Tensor:
+    @property
+    def num_classes(self) -> int | None:
+        """How many classes the model can be asked for; None: it is unconditional."""
+        return getattr(getattr(self.model, "config", None), "num_class_embeds", None)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int] | None:
+        """(C, H, W) of the model's images; None where the model does not say."""
+        config = getattr(self.model, "config", None)
+        size = getattr(config, "sample_size", None)
+        if size is None:
+            return None
+        return config.in_channels, *((size, size) if isinstance(size, int) else size)
+
+    def for_labels(self, labels: Tensor) -> Callable[[Tensor, int | Tensor], Tensor]:
+        """`epsilon` for images of these classes: the classes are checked and mapped here, once for a whole trajectory.
+
+        Args:
+            labels: (B,) int64, classes of the teacher.
+        Raises:
+            InputError: a class that the map or the model does not have.
+        """
+        if self.num_classes is None:
+            return self.epsilon
+        highest = int(labels.max())
+        if self.class_map is not None and highest >= len(self.class_map):
+            raise InputError(f"class {highest} was asked for, class_map has {len(self.class_map)} entries")
+        wanted = labels if self.class_map is None else self.class_map.to(labels.device)[labels]
+        if int(wanted.max()) >= self.num_classes:
+            raise InputError(
+                f"the prior knows {self.num_classes} classes and was asked for class {int(wanted.max())}; say with class_map "
+                "which of its classes stands for which of the teacher's"
+            )
+        return partial(self.epsilon, class_labels=wanted)
+
+    def epsilon(self, x_t: Tensor, t: int | Tensor, class_labels: Tensor | None = None) -> Tensor:
         """The estimate of the noise in x_t; gradients flow to x_t if asked for.
 
             epsilon: eps = y      v_prediction: eps = sqrt(abar) y + sqrt(1 - abar) x_t      sample: eps = (x_t - sqrt(abar) y) / sqrt(1 - abar)
@@ -71,13 +110,15 @@ class DiffusionPrior:
         Args:
             x_t: (B, C, H, W) noisy images.
             t: time step in 0..T-1, one for all or (B,) int64.
+            class_labels: (B,) int64 classes of the prior itself, for a class-conditional model; see `for_labels`.
         Returns:
             (B, C, H, W).
 
         Source: Ho, Jain, Abbeel, NeurIPS 2020, equation 4; Salimans, Ho, ICLR 2022, appendix D (v).
         """
         steps = t.expand(len(x_t)) if isinstance(t, Tensor) else torch.full((len(x_t),), t, device=x_t.device)
-        y = self.model(x_t, steps).sample[:, : x_t.shape[1]]
+        asked = {} if class_labels is None else {"class_labels": class_labels}
+        y = self.model(x_t, steps, **asked).sample[:, : x_t.shape[1]]
         if self.prediction_type == "epsilon":
             return y
         alpha_bar = self.alphas_cumprod.to(x_t)[steps].view(-1, 1, 1, 1)
@@ -199,7 +240,8 @@ def load_prior(folder: Path) -> DiffusionPrior:
     class must be one of diffusers' models or `CompactUNet`. Nothing is downloaded.
 
     Raises:
-        InputError: a file is missing, damaged or a pickle; an unknown class or schedule; a model that needs labels or a text.
+        InputError: a file is missing, damaged or a pickle; an unknown class or schedule; a model that needs a text, or labels other
+            than class numbers.
     """
     folder = Path(folder)
     if (folder / "config.json").is_file():
@@ -275,15 +317,17 @@ def _model_class(name: object) -> type:
 
 
 def _try_once(model: nn.Module) -> None:
-    """One forward pass of one image, so that a model that asks for more than (x_t, t) is refused here and not while sampling."""
+    """One forward pass of one image, so that a model that asks for more than (x_t, t) and a class is refused here and not while sampling."""
     config = model.config
     try:
         size = config.sample_size
         x = torch.zeros(1, config.in_channels, *((size, size) if isinstance(size, int) else size), dtype=model.dtype)
+        zero = torch.zeros(1, dtype=torch.int64)
+        asked = {"class_labels": zero} if getattr(config, "num_class_embeds", None) else {}
         with torch.no_grad():
-            shape = model(x, torch.zeros(1, dtype=torch.int64)).sample.shape
+            shape = model(x, zero, **asked).sample.shape
     except Exception as error:
-        raise InputError(f"{type(model).__name__} can't serve as an unconditional image prior: {error}") from error
+        raise InputError(f"{type(model).__name__} can't serve as an image prior: {error}") from error
     if shape[1] < x.shape[1] or shape[2:] != x.shape[2:]:
         raise InputError(
             f"a prior maps images to noise of their shape; {type(model).__name__} maps {tuple(x.shape)} to {tuple(shape)}"

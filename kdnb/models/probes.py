@@ -20,6 +20,7 @@ class BatchNormProbe:
     Attributes:
         means, variances: lists over layers of (C_l,) tensors of the latest forward, biased variance, differentiable.
         running_means, running_variances: lists over layers of (C_l,) buffers of the layers.
+        recording: while False, passes leave the statistics as they are.
         inputs: the latest inputs themselves, only if `keep_inputs` (lists over layers of (B, C_l, ...)).
     """
 
@@ -28,6 +29,7 @@ class BatchNormProbe:
             raise ValueError(f'of must be "inputs" or "outputs", got {of!r}')
         self.layers = [module for module in model.modules() if isinstance(module, _BATCH_NORM)]
         self.keep_inputs = keep_inputs
+        self.recording = True
         self._order = {id(layer): index for index, layer in enumerate(self.layers)}
         self._statistics: list = [None] * len(self.layers)
         self._inputs: list = [None] * len(self.layers)
@@ -43,6 +45,8 @@ class BatchNormProbe:
             ]
 
     def _record(self, layer: nn.Module, x: Tensor) -> None:
+        if not self.recording:
+            return
         index = self._order[id(layer)]
         dims = [0, *range(2, x.dim())]  # every dimension but the channels
         variance, mean = torch.var_mean(x, dim=dims, unbiased=False)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -60,7 +61,7 @@ def sample(
 
     Args:
         prior: a `kdnb.generators.diffusion.DiffusionPrior` (epsilon estimate, alphas_cumprod).
-        labels: (N,) int64, the classes asked for; without guidance they have no effect.
+        labels: (N,) int64, the classes asked for; without guidance they have an effect on a class-conditional prior only.
         image_shape: (C, H, W).
         guidance: a teacher's CADR guidance; None, or strength 0: plain sampling at plain cost.
         solver: "ddim", or a multistep solver of diffusers under the same guidance: "dpmsolver++", "unipc".
@@ -85,27 +86,37 @@ def sample(
             x = initial_noise[start : start + batch_size]
         if guidance is not None:
             guidance.reset()
-        made = loop(prior, x, part, guidance, solver, num_steps, rows if trace else None, on_step)
+        epsilon = prior.epsilon if getattr(prior, "num_classes", None) is None else prior.for_labels(part)
+        guided = partial(_guided, epsilon, labels=part, guidance=guidance, rows=rows if trace else None)
+        made = loop(prior, guided, x, guidance, solver, num_steps, on_step)
         images = made.new_zeros(len(labels), *image_shape) if images is None else images
         images[start : start + batch_size] = made
     return Samples(images, labels, rows)
 
 
 def _guided(
-    prior, x_t: Tensor, t: int, alpha_bar, labels: Tensor, guidance: Guidance | None, index: int, rows: list | None
+    epsilon: Callable,
+    x_t: Tensor,
+    t: int,
+    alpha_bar: Tensor,
+    index: int,
+    *,
+    labels: Tensor,
+    guidance: Guidance | None,
+    rows: list | None,
 ) -> Tensor:
     """The prior's noise estimate at t, rectified where guidance asks for it."""
-    eps = prior.epsilon(x_t, t)
+    eps = epsilon(x_t, t)
     if guidance is None or index % guidance.config.every:
         return eps
-    r = guidance.rectification(x_t, eps, alpha_bar, labels, prior=lambda x: prior.epsilon(x, t))
+    r = guidance.rectification(x_t, eps, alpha_bar, labels, prior=lambda x: epsilon(x, t))
     if rows is not None:
         rows.append({"step": index, "t": t} | {name: value.item() for name, value in guidance.last.items()})
     return rectify_noise(eps, r, alpha_bar, guidance.config.variant)
 
 
 def _ddim(
-    prior, x: Tensor, labels: Tensor, guidance: Guidance | None, _solver: str, num_steps: int, rows, on_step
+    prior, guided: Callable, x: Tensor, guidance: Guidance | None, _solver: str, num_steps: int, on_step
 ) -> Tensor:
     """DDIM. The corrected variant uses trailing steps and ends at abar = 1; the reference's steps are leading and end at abar_0."""
     reference = guidance is not None and guidance.config.variant == "reference"
@@ -114,7 +125,7 @@ def _ddim(
     for index, t in cut(list(enumerate(steps)), "denoising step"):
         last = index + 1 == len(steps)
         previous = (alphas[0] if reference else torch.ones_like(alphas[0])) if last else alphas[steps[index + 1]]
-        eps = _guided(prior, x, t, alphas[t], labels, guidance, index, rows)
+        eps = guided(x, t, alphas[t], index)
         if on_step:
             on_step(index, t, tweedie(x, eps, alphas[t]).clamp(-1, 1))
         x = ddim_step(x, eps, alphas[t], previous, variant="reference" if reference else "corrected")
@@ -122,13 +133,13 @@ def _ddim(
 
 
 def _multistep(
-    prior, x: Tensor, labels: Tensor, guidance: Guidance | None, solver: str, num_steps: int, rows, on_step
+    prior, guided: Callable, x: Tensor, _guidance: Guidance | None, solver: str, num_steps: int, on_step
 ) -> Tensor:
     """A multistep solver of diffusers: it gets the guided noise, re-derived from the clamped estimate, so its history is guided too."""
     scheduler = make_scheduler(prior, solver, num_steps)
     alphas = prior.alphas_cumprod.to(x.device)
     for index, t in cut(list(enumerate(scheduler.timesteps.tolist())), "denoising step", most=1):
-        eps = _guided(prior, x, t, alphas[t], labels, guidance, index, rows)
+        eps = guided(x, t, alphas[t], index)
         x0 = tweedie(x, eps, alphas[t]).clamp(-1, 1)
         eps = noise_from_estimate(x, x0, alphas[t])
         if on_step:

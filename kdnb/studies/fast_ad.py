@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from kdnb.data.augmentation import augment
 from kdnb.data.tensors import Split
 from kdnb.errors import InputError
+from kdnb.generators.fitting import FittedTeacher, fit_images, native_shape
 from kdnb.losses import kd_loss
 from kdnb.progress import progress
 from kdnb.randomness import generator_for, seed_everything
@@ -115,20 +116,27 @@ def diffusion_source(
     solver: str = "ddim",
     num_steps: int = 50,
 ):
-    """A diffusion prior, guided by the teacher if `guidance` is given; a context manager because guidance holds hooks on the teacher."""
+    """A diffusion prior, guided by the teacher if `guidance` is given; a context manager because guidance holds hooks on the teacher.
+
+    `image_shape` is the teacher's; a prior of another shape is sampled in its own and fitted, see `kdnb.generators.fitting`.
+    """
+    native = native_shape(prior, image_shape)
+    if guidance is not None and native != tuple(image_shape):
+        teacher = FittedTeacher(teacher, image_shape)
     guide = Guidance(teacher, guidance) if guidance is not None else None
 
     def draw(labels: Tensor, generator: torch.Generator) -> Tensor:
-        return sample(
+        images = sample(
             prior,
             labels,
-            image_shape,
+            native,
             guidance=guide,
             solver=solver,
             num_steps=num_steps,
             generator=generator,
             batch_size=len(labels),
-        ).images.clamp(-1, 1)
+        ).images
+        return fit_images(images.clamp(-1, 1), image_shape)
 
     try:
         yield draw

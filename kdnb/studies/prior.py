@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kdnb.data.domains import PriorDomain, prior_domain
 from kdnb.data.tensors import Dataset
 from kdnb.errors import InputError
 from kdnb.generators.diffusion import DiffusionPrior, build_prior, linear_alphas_cumprod, load_prior
@@ -139,22 +140,26 @@ def trained_prior(
     seed: int = 0,
     architecture: str = "compact_unet",
     folder: str = "",
+    domain: PriorDomain | None = None,
 ) -> tuple[DiffusionPrior, list[float]]:
-    """A diffusion prior of the data set's *public* images and its loss by step; trained once per recipe, then taken from the cache.
+    """A diffusion prior of the data set's *public* images, or of another domain, and its loss by step; trained once per recipe, then
+    taken from the cache.
 
     Args:
         steps, batch_size, lr: of `train_prior`.
         architecture: name of `kdnb.generators.diffusion.PRIORS`.
         folder: a local diffusers folder to load instead; then nothing is trained and the loss is empty.
+        domain: what the prior is trained on, see `kdnb.data.domains.prior_domain`; None: all public images.
     """
     device = data.public.device
     if folder:
         return load_prior(Path(folder)).to(device), []
+    domain = domain or prior_domain(data)
     recipe = {
         "architecture": architecture,
         "dataset": data.name,
         "image_size": data.image_size,
-        "data": data.hashes["public"],
+        "domain": domain.recipe,
         "steps": steps,
         "batch_size": batch_size,
         "lr": lr,
@@ -165,7 +170,7 @@ def trained_prior(
         seed_everything(seed)
         model = build_prior(architecture, data.channels, data.image_size)
         fit = train_prior(
-            model, data.public.images, steps=steps, batch_size=batch_size, lr=lr, seed=seed, folder=progress_folder
+            model, domain.images, steps=steps, batch_size=batch_size, lr=lr, seed=seed, folder=progress_folder
         )
         return {"model": model.state_dict(), "losses": fit.losses}
 

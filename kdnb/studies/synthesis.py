@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdnb.generators.diffusion import DiffusionPrior
+from kdnb.generators.fitting import FittedTeacher, fit_images, native_shape
 from kdnb.metrics import entropy, frechet_distance
 from kdnb.randomness import generator_for
 from kdnb.samplers.cadr import Guidance, GuidanceConfig
@@ -28,10 +29,16 @@ def draw(
     trace: bool = False,
     on_step: Callable[[int, int, Tensor], None] | None = None,
 ) -> Samples:
-    """One image per label, guided by the teacher if `guidance` is given. The same seed means the same initial noise in every setting."""
+    """One image per label, guided by the teacher if `guidance` is given. The same seed means the same initial noise in every setting.
+
+    `image_shape` is the teacher's; a prior of another shape is sampled in its own and fitted, see `kdnb.generators.fitting`.
+    """
+    native = native_shape(prior, image_shape)
+    if guidance is not None and native != tuple(image_shape):
+        teacher = FittedTeacher(teacher, image_shape)
     noise = torch.randn(
         len(labels),
-        *image_shape,
+        *native,
         generator=generator_for(seed, "initial noise", device=labels.device),
         device=labels.device,
     )
@@ -40,7 +47,7 @@ def draw(
         found = sample(
             prior,
             labels,
-            image_shape,
+            native,
             guidance=guide,
             solver=solver,
             num_steps=num_steps,
@@ -51,7 +58,7 @@ def draw(
     finally:
         if guide is not None:
             guide.close()
-    found.images.clamp_(-1, 1)
+    found.images = fit_images(found.images.clamp(-1, 1), image_shape)
     return found
 
 

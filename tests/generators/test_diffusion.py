@@ -423,7 +423,7 @@ def test_a_scheduler_without_betas_is_refused(copied):
         load_prior(copied)
 
 
-def test_a_model_that_needs_labels_is_refused_at_loading(tmp_path):
+def test_a_model_that_needs_more_than_a_class_number_is_refused_at_loading(tmp_path):
     from diffusers import UNet2DModel
 
     UNet2DModel(
@@ -435,7 +435,7 @@ def test_a_model_that_needs_labels_is_refused_at_loading(tmp_path):
         norm_num_groups=4,
         down_block_types=("DownBlock2D",),
         up_block_types=("UpBlock2D",),
-        num_class_embeds=10,
+        class_embed_type="timestep",
     ).save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="unconditional"):
+    with pytest.raises(InputError, match="can't serve as an image prior"):
         load_prior(tmp_path)

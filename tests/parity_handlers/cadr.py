@@ -58,12 +58,11 @@ def _config(golden, bn: bool) -> GuidanceConfig:
         threshold=c["tau_ent"],
         sharpness=c["k_sigmoid"],
         xi=c["xi"],
-        ce_weight=c["gamma"] if bn else 1.0,
+        ce_weight=c["gamma"],
         bn_weight=1.0 if bn else 0.0,
         ce_reduction="mean",
         variant="reference",
         straight_through=False,
-        gate_floor=0.0,
     )
 
 
@@ -84,15 +83,15 @@ def cadr(golden) -> Iterator:
             x_t, eps, labels = twin["x_t"], twin["eps"], twin["labels"]
         config = _config(golden, case["bn"])
         with Guidance(teacher, config) as guidance:
-            x0 = tweedie(x_t, eps, alpha)
-            logits = teacher(x0.clamp(-1, 1))
-            grad_x0, gate = guidance._gradient(x0.clamp(-1, 1), labels)
-            grad = grad_x0 * (x0.abs() <= 1) / alpha.sqrt()
-            guidance.reset()
             r = guidance.rectification(x_t, eps, alpha, labels)
             bn = guidance.last["bn"]
+            x = x_t.clone().requires_grad_()
+            x0 = tweedie(x, eps, alpha)
+            logits = teacher(x0.clamp(-1, 1))
+            loss = config.ce_weight * F.cross_entropy(logits, labels) + config.bn_weight * guidance._bn_loss()
+            grad = torch.autograd.grad(loss, x)[0]
+            gate = guidance.gate(logits, labels)
         uncertainty = entropy(logits)
-        loss = config.ce_weight * F.cross_entropy(logits, labels) + (bn if case["bn"] else 0.0)
         ours = {
             "x0_hat_clamped": x0.clamp(-1, 1),
             "logits": logits,

@@ -1,0 +1,64 @@
+"""The study of guidance: its settings differ in what they say, and a row holds what was measured."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from kdnb.data import load
+from kdnb.data.domains import PriorDomain
+from kdnb.models import build
+from kdnb.samplers.cadr import SEPARATE
+from kdnb.studies.fast_ad import OnlineConfig
+from kdnb.studies.guidance import Networks, guidance_rules, guided_student, mean_and_spread, without_each_part
+from tests.studies.test_fast_ad import FloatPrior
+
+ONLINE = OnlineConfig(epochs=2, images_per_epoch=10, student_steps=1, batch_size=8, buffer_size=20, balanced=True)
+
+
+def test_constant_strength_is_cadr_with_an_open_gate():
+    rules = guidance_rules(eta=0.3)
+    assert rules["unguided"] is None and rules["separate"] == SEPARATE
+    assert dataclasses.replace(rules["CADR"], gate="constant") == rules["constant"] and rules["CADR"].eta == 0.3
+
+
+def test_every_ablation_differs_from_the_full_rule_and_from_the_others():
+    settings = without_each_part(dataclasses.replace(SEPARATE, views=2))
+    assert settings["full rule"].views == 2 and settings["one view"] == SEPARATE
+    assert len(set(settings.values())) == len(settings) and not any(config.off for config in settings.values())
+    assert "one view" not in without_each_part(SEPARATE)
+
+
+@pytest.fixture(scope="module")
+def world():
+    data = load("digits")
+    teacher, judge = (build("resnet8w4", num_classes=10, in_channels=1).eval() for _ in range(2))
+    return data, Networks(teacher, judge, "resnet8w4")
+
+
+@pytest.mark.parametrize("source", ["noise", "public", "separate"])
+def test_a_row_holds_what_was_measured(source, world):
+    data, networks = world
+    domain = PriorDomain("foreign", torch.zeros(6, 1, 16, 16), 0, "black", (0,) * 10)
+    row = guided_student(
+        data,
+        networks,
+        source,
+        ONLINE,
+        prior=FloatPrior(),
+        guidance=SEPARATE,
+        domain=domain,
+        num_steps=2,
+        evaluated_on=data.private.subset(torch.arange(50)),
+    )
+    assert row["rule"] == source and 0 <= row["top1"] <= 1 and row["frechet"] > 0
+    assert row["seconds"] >= 0 and row["student_seconds"] > 0
+    assert (row["agreement"] is None) == (source != "separate") == (row["judge"] is None)
+
+
+def test_mean_and_spread_by_hand():
+    rows = [{"domain": "same", "rule": "CADR", "top1": value} for value in (0.5, 0.7)]
+    rows += [{"domain": "same", "rule": "noise", "top1": 0.1}, {"domain": "same", "rule": "noise", "top1": None}]
+    table = mean_and_spread(rows)
+    assert table["same", "CADR"] == (pytest.approx(0.6), pytest.approx(0.02**0.5), 2)
+    assert table["same", "noise"] == (0.1, 0.0, 1)

@@ -136,3 +136,32 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_made(outputs):
         with pytest.raises(InputError, match="no CUDA device"):
             start_run("demo", {"seed": 0, "device": "cuda"})
     assert list(outputs.iterdir()) == []
+
+
+# --- networks ------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_saved_network_is_read_by_plain_torch_and_by_the_importers(outputs):
+    from safetensors.torch import load_file
+
+    from kdnb.models import build
+    from kdnb.training.importers import load_classifier
+
+    run, net = start_run("demo", {"seed": 0}), build("resnet8w4", num_classes=3, in_channels=1, mean=[0.5], std=[0.5])
+    path = run.save_network("virtual, released", net.eval())
+    assert path == run.folder / "checkpoints" / "virtual_released.safetensors"
+
+    plain = build("resnet8w4", num_classes=3, in_channels=1, mean=[0.5], std=[0.5]).eval()
+    plain.load_state_dict(load_file(path))
+
+    images = torch.randn(4, 1, 8, 8)
+    imported = load_classifier(path, "resnet8w4", num_classes=3, in_channels=1, mean=[0.5], std=[0.5]).model
+    assert torch.equal(plain(images), net(images)) and torch.equal(imported(images), net(images))
+
+
+def test_a_saved_network_belongs_to_the_record_of_its_run(outputs):
+    run = start_run("demo", {"seed": 0})
+    path = run.save_network("student", torch.nn.Linear(2, 2))
+    assert read_run(run.folder).problems == []
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    assert "student.safetensors" in str(read_run(run.folder).problems)

@@ -53,14 +53,13 @@ def test_settings_are_modes_with_rules_and_rules_that_choose_alike_share_a_run(m
 
     trained = SimpleNamespace(model=nn.Identity())
     for name, stand_in in {
-        "train_or_load": lambda *_, **__: trained,
-        "teacher_recipe": lambda _: None,
+        "teacher_for": lambda *_, **__: trained,
         "generator_config": lambda *_, **__: None,
         "generator_task": generator_task,
         "export_parts": lambda _, branch: branch,
         "reused_branch": lambda first, teacher, rule, seed: {"less_active": "gan2"}.get(rule, rule),
     }.items():
-        monkeypatch.setattr(convergence, name, stand_in)
+        monkeypatch.setattr(study, name, stand_in)
     values, modes = {"next_epochs": 1}, ["anew", "reuse_common", "reuse_fix"]
     rows, tasks = study.reuse_study(None, "a", "b", "c", modes, [4, 5], values, 0.5, ["gan1", "less_active"])
     settings = ["anew", "reuse_common gan1", "reuse_common less_active", "reuse_fix gan1", "reuse_fix less_active"]

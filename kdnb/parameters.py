@@ -443,6 +443,15 @@ def _classes(values: Mapping) -> str | None:
         return f"label_mode can keep at most the {classes} classes of {dataset}, got {values['label_mode']}"
 
 
+_NEED_TENSORS = {"max_flips", "vae_epochs", "generations", "num_crops", "num_known", "score_images"}
+
+
+def _streamed(values: Mapping) -> str | None:
+    if "dataset" in values and DATASETS[values["dataset"]].streamed and _NEED_TENSORS & set(values):
+        whole = ", ".join(name for name, spec in DATASETS.items() if not spec.streamed)
+        return f"{values['dataset']} stays on disk, and this notebook needs all images in memory; it can have {whole}"
+
+
 def _image_size(values: Mapping) -> str | None:
     makes_images = {"modes", "prior_steps", "attack_steps"} & set(values)  # a generator, a prior, or both
     if makes_images and values.get("image_size", 4) % 4:
@@ -543,6 +552,7 @@ CONFLICTS = (
     _draws,
     _evolution,
     _classes,
+    _streamed,
     _image_size,
     _next_dataset,
     _rounds,

@@ -364,6 +364,10 @@ def test_settings_of_a_group_are_fields_of_what_they_are_for():
         ({"label_mode": "marginal"}, "label_mode must be ori, hard, smoothing, marginal_smoothing_kN"),
         ({"label_mode": "marginal_renorm_k0"}, "label_mode must be"),
         ({"image_size": 30, "modes": ["anew", "reuse_fix"]}, "image_size must be a multiple of 4"),
+        (
+            {"dataset": "imagenet", "vae_epochs": 3},
+            "imagenet stays on disk, and this notebook needs all images in memory",
+        ),
         ({"image_size": 30, "prior_steps": 10}, "image_size must be a multiple of 4"),
         ({"scales": [1, 3]}, "scales must be a rising list of 1, 2 and 4"),
         ({"scales": []}, "scales must be"),
@@ -412,6 +416,7 @@ def test_what_would_fail_in_the_middle_of_a_run_is_refused_before_it(values, wor
         },
         {"dataset": "digits", "omitted_class": None, "num_known": 8},
         {"image_size": 30},
+        {"dataset": "imagenet", "modes": ["anew", "reuse_fix"]},
         {"image_size": 28, "modes": ["anew", "reuse_fix"]},
         {"milestones": [150, 180, 210], "epochs": 480},
         {"milestones": [], "training": "schedule:cosine final_lr:0.001", "epochs": 2},

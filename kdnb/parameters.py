@@ -85,9 +85,9 @@ def _text(pattern: str, allowed: str, help: str) -> Parameter:
 
 
 def _integers(
-    low: int, high: int, help: str, order: Callable[[list], list] = sorted, words: str = "rising"
+    low: int, high: int, help: str, order: Callable[[list], list] = sorted, words: str = "rising", least: int = 0
 ) -> Parameter:
-    """A list of different whole numbers; rising unless `order` says otherwise."""
+    """A list of different whole numbers, `least` of them or more; rising unless `order` says otherwise."""
 
     def ordered(values: list[int]) -> list[int]:
         if len(set(values)) != len(values) or list(values) != order(values):
@@ -96,10 +96,41 @@ def _integers(
 
     kind = Annotated[
         list[Annotated[int, BeforeValidator(_number), Field(ge=low, le=high)]],
-        Field(max_length=100),
+        Field(min_length=least, max_length=100),
         AfterValidator(ordered),
     ]
-    return Parameter("list[int]", kind, f"a list of {words} whole numbers from {low} to {high}", help)
+    words = f"{words} whole numbers from {low} to {high}" + (", one or more" if least else "")
+    return Parameter("list[int]", kind, f"a list of {words}", help)
+
+
+def _scales(help: str) -> Parameter:
+    """Regions per side: every scale is pooled from a grid of 4 x 4 cells, whatever the size of the final map."""
+
+    def of_the_grid(values: list[int]) -> list[int]:
+        if any(value not in (1, 2, 4) for value in values):
+            raise ValueError("grid")
+        return values
+
+    line = _integers(1, 4, help, least=1)
+    return line._replace(
+        type=Annotated[line.type, AfterValidator(of_the_grid)],
+        allowed="a rising list of 1, 2 and 4, the regions per side that a grid of 4 x 4 cells can be cut into",
+    )
+
+
+def _depths(help: str) -> Parameter:
+    """Depths of CIFAR ResNets."""
+
+    def of_stages(values: list[int]) -> list[int]:
+        if any((value - 2) % 6 for value in values):
+            raise ValueError("depth")
+        return values
+
+    line = _integers(8, 10_000, help, least=1)
+    return line._replace(
+        type=Annotated[line.type, AfterValidator(of_stages)],
+        allowed="a rising list of depths 6n + 2 (8, 14, 20, ...)",
+    )
 
 
 def _methods(help: str) -> Parameter:
@@ -134,6 +165,15 @@ def _models(help: str) -> Parameter:
     return _different(_known_model, "of kdnb.models.MODELS", help)
 
 
+def _path(help: str) -> Parameter:
+    return _text(r"[^\x00\n]*", "the path of a file, or empty", help)
+
+
+def _paths(help: str) -> Parameter:
+    kind = Annotated[list[Annotated[str, Field(pattern=r"^[^\x00\n]+$", max_length=4096)]], Field(max_length=100)]
+    return Parameter("list[str]", kind, "a list of paths of files", help)
+
+
 def _flag(help: str) -> Parameter:
     return Parameter("bool", Annotated[bool, Field(strict=True)], "true or false", help)
 
@@ -142,21 +182,84 @@ def _optional(parameter: Parameter) -> Parameter:
     return parameter._replace(optional=True)
 
 
+def _group(name: str, members: Mapping[str, Parameter], help: str) -> Parameter:
+    """Several settings in one text, `schedule:cosine ema_decay:0.999`, for what few runs change; `group` reads it.
+
+    Each member is checked like a parameter of its own.
+    """
+
+    def readable(text: str) -> str:
+        _read_group(name, members, text)
+        return text
+
+    example = ", ".join(members)
+    kind = Annotated[str, Field(max_length=4096), AfterValidator(readable)]
+    return Parameter("str", kind, f"a text of name:value pairs out of {example}", help)
+
+
+def _read_group(name: str, members: Mapping[str, Parameter], text: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for pair in text.split():
+        key, colon, value = pair.partition(":")
+        if not colon or key in found:
+            raise InputError(f"write name:value name:value ..., each name once; got {_shown(pair)}")
+        line = members[check_name(f"setting of {name}", key, members)]
+        try:
+            found[key] = TypeAdapter(line.type).validate_python({"true": True, "false": False}.get(value, value))
+        except ValidationError as error:
+            cause = error.errors()[0].get("ctx", {}).get("error")
+            known = isinstance(cause, InputError)
+            raise InputError(str(cause) if known else f"{key} must be {line.allowed}, got {value[:80]!r}") from None
+    return found
+
+
+# --- settings that few runs change ---------------------------------------------------------------------------------------------
+
+# fields of `kdnb.training.recipe.Recipe` beside those that are parameters themselves
+TRAINING = {
+    "schedule": _choice("schedule", ("one_cycle", "multistep", "cosine", "constant"), "how the learning rate falls"),
+    "lr_gamma": _real(0, 1, "factor of the learning rate at a milestone", above=True),
+    "final_lr": _real(0, 100, "learning rate at the end of a cosine"),
+    "warmup_epochs": _real(0, 1000, "epochs of a linear warm-up"),
+    "momentum": _real(0, 0.9999, "momentum of SGD"),
+    "nesterov": _flag("Nesterov's momentum"),
+    "clip_norm": _real(0, 1e6, "limit of the global gradient norm", above=True),
+    "precision": _choice("precision", ("fp32", "bf16", "fp16"), "number format of autocast"),
+    "layout": _choice("layout", ("contiguous", "channels_last"), "memory format of images"),
+    "compile": _flag("whether torch compiles the student"),
+    "ema_decay": _real(0, 0.999999, "decay of the averaged weights that are evaluated and kept", above=True),
+    "eval_every": _integer(1, 100_000, "epochs between evaluations"),
+}
+# fields of `kdnb.studies.generator_loop.GeneratorConfig`, likewise
+LOOP = {
+    "latent_dim": _integer(1, 100_000, "length of the latent vector"),
+    "generator_width": _integer(1, 10_000, "channels of the generator's last convolution"),
+    "lr_latent": _real(0, 100, "learning rate of the latents in the inner steps", above=True),
+    "bn_momentum": _real(0, 0.999, "share of earlier batches in the batch-norm statistics"),
+    "buffer_size": _integer(1, 10_000_000, "images the pool holds"),
+    "weight_decay": _real(0, 10, "L2 coefficient of the student"),
+    "final_lr": _real(0, 100, "learning rate of the student after the last round"),
+    "perturbation_width": _integer(1, 10_000, "channels of the perturbation network's first convolution"),
+    "perturbation_blocks": _integer(0, 100, "residual blocks of the perturbation network"),
+    "twin_branches": _flag("whether the second branch starts as a copy of the first, as released"),
+    "meta_update": _choice("meta update", ("fomaml", "reptile"), "step of the generator itself"),
+}
+_GROUPS = {"training": TRAINING, "loop": LOOP}
+
+
 # --- the table -----------------------------------------------------------------------------------------------------------------
 
 PARAMETERS: dict[str, Parameter] = {
     # where and how a run happens
     "seed": _integer(0, 2**32 - 1, "random seed"),
-    "seeds": _integers(0, 2**32 - 1, "random seeds, one run each", order=list, words="different"),
-    "split_seed": _integer(0, 2**32 - 1, "seed of the split into private, public and test images"),
+    "seeds": _integers(0, 2**32 - 1, "random seeds, one run each", order=list, words="different", least=1),
     "device": _text(r"cpu|mps|cuda(:[0-9]{1,3})?", "cpu, cuda, cuda:N or mps", "torch device"),
     "threads": _integer(0, 1024, "CPU threads of torch, 0 for torch's own choice"),
-    "precision": _choice("precision", ("fp32", "bf16", "fp16"), "number format of autocast"),
-    "layout": _choice("layout", ("contiguous", "channels_last"), "memory format of images"),
+    "layout": TRAINING["layout"],
     # data
     "dataset": _choice("dataset", DATASETS, "data set"),
+    "next_dataset": _choice("dataset", ("", *DATASETS), "data set of the second task, empty for the same one"),
     "image_size": _integer(8, 256, "height and width in pixels"),
-    "crop_padding": _integer(0, 64, "padding of the random crop in pixels"),
     "num_samples": _integer(1, 1_000_000, "images to make"),
     # networks
     "model": _model("architecture"),
@@ -164,25 +267,29 @@ PARAMETERS: dict[str, Parameter] = {
     "teachers": _models("teacher architectures to compare"),
     "student": _model("student architecture"),
     "judge": _model("architecture of the independent judge"),
-    "teacher_checkpoint": _text(
-        r"[^\x00\n]*", "the path of a checkpoint, or empty", "teacher weights to use instead of training a teacher"
-    ),
+    "poor_teacher": _model("architecture of the teacher that is trained poorly"),
+    "teacher_checkpoint": _path("teacher weights to use instead of training a teacher"),
+    "teacher_checkpoints": _paths("weights of the teachers, in their order, to use instead of training them"),
+    "next_teacher_checkpoint": _path("weights of the second task's teacher"),
+    "teacher_split": _choice("split", ("private", "train"), "images a teacher is trained on: the private half, or all"),
+    "split": _choice("split", ("private", "train"), "images all networks are trained on: the private half, or all"),
     # training
     "epochs": _integer(1, 100_000, "passes over the data, or rounds"),
-    "teacher_epochs": _integer(1, 100_000, "passes over the private split when the teacher is trained"),
+    "teacher_epochs": _integer(0, 100_000, "passes when a teacher is trained, 0 for those of the data set's recipe"),
     "student_epochs": _integer(1, 100_000, "passes over the data when a student is trained"),
     "batch_size": _integer(2, 1_000_000, "images per step"),
     "lr": _real(0, 100, "learning rate (peak)", above=True),
     "weight_decay": _real(0, 10, "L2 coefficient"),
     "milestones": _integers(0, 100_000, "epochs after which the learning rate falls"),
-    "clip_norm": _optional(_real(0, 1e6, "limit of the global gradient norm", above=True)),
+    "clip_norm": _optional(TRAINING["clip_norm"]),
+    "training": _group("training", TRAINING, "more of the recipe: schedule, precision, averaged weights, ..."),
     # distillation
     "method": _choice("method", METHODS, "distillation method"),
     "others": _methods("further methods to compare with"),
     "temperature": _optional(_real(0, 1000, "softmax temperature tau", above=True)),
     "kd_weight": _optional(_real(0, 1e6, "weight of the distillation term")),
     "ce_weight": _optional(_real(0, 1e6, "weight of the label term")),
-    "scales": _optional(_integers(1, 64, "regions per side of each scale")),
+    "scales": _optional(_scales("regions per side of each scale")),
     "omitted_class": _optional(_integer(0, 999, "class the student never sees")),
     "ablations": _flag("whether hyper-parameters of the method are varied as well"),
     # bounds
@@ -197,21 +304,40 @@ PARAMETERS: dict[str, Parameter] = {
     "num_top": _integer(2, 1000, "classes in the top score difference, the first included"),
     "generations": _integer(1, 100, "students after the patriarch"),
     # stored soft labels
-    "label_mode": _text(r"[a-z_0-9]+", "a mode of kdnb.losses.soft_labels", "how stored labels are compressed"),
+    "label_mode": _text(
+        r"ori|hard|smoothing|marginal_(smoothing|renorm)_k[1-9][0-9]{0,3}",
+        "ori, hard, smoothing, marginal_smoothing_kN or marginal_renorm_kN",
+        "how stored labels are compressed",
+    ),
     "num_crops": _integer(1, 10_000, "crops stored of each image"),
     "num_draw": _integer(1, 10_000, "stored crops of an image in a batch"),
+    "crop_low": _real(0, 1, "smallest share of the area that a stored crop shows", above=True),
+    "crop_high": _real(0, 1, "largest share of the area that a stored crop shows", above=True),
     "confidence_low": _real(0, 1, "teacher confidence below which a crop is left out"),
     "confidence_middle": _real(0, 1, "teacher confidence from which a crop keeps its soft label"),
     "confidence_top": _real(0, 1, "teacher confidence above which a crop is left out as too easy"),
     # novel classes
     "num_known": _integer(2, 10_000, "classes with labels; the others are to be discovered"),
     "num_heads": _integer(1, 100, "output heads for the novel classes"),
+    "head_hidden": _integer(1, 100_000, "hidden width of each head"),
+    "head_width": _integer(1, 100_000, "output width of each head"),
+    "num_large": _integer(1, 100, "views of most of an image"),
+    "num_small": _integer(0, 100, "views of a part of an image"),
     "pretrain_epochs": _integer(1, 100_000, "passes over the known classes before discovery"),
+    "pretrain_batch_size": _integer(2, 1_000_000, "images per step on the known classes"),
+    "pretrain_lr": _real(0, 100, "learning rate (peak) on the known classes", above=True),
     "relation_weight": _real(0, 1e6, "weight of the class relation term"),
     # architecture search
-    "depths": _integers(8, 10_000, "depths in the search space, 6n + 2"),
-    "widths_first": _integers(1, 10_000, "channels of the first stage in the search space"),
-    "widths_second": _integers(1, 10_000, "channels of the second stage in the search space"),
+    "depths": _depths("depths in the space that is trained in full, 6n + 2"),
+    "widths_first": _integers(1, 10_000, "channels of the first stage in that space", least=1),
+    "widths_second": _integers(1, 10_000, "channels of the second stage in that space", least=1),
+    "search_depths": _depths("depths in the space that is searched, 6n + 2"),
+    "search_widths_first": _integers(1, 10_000, "channels of the first stage in the space that is searched", least=1),
+    "search_widths_second": _integers(1, 10_000, "channels of the second stage in the space that is searched", least=1),
+    "width_third": _integer(1, 10_000, "channels of the third stage, those of the teacher's"),
+    "stage_blocks": _integers(1, 1000, "blocks of a stage, each stage for itself, in place of a depth for all"),
+    "score_images": _integer(2, 100_000, "images in the batch that an architecture is scored on"),
+    "cap": _real(0, 1, "most parameters an architecture may have, as a share of the largest in the space", above=True),
     "population": _integer(1, 100_000, "living individuals of the evolution"),
     "tournament": _integer(1, 100_000, "individuals compared for parenthood"),
     "budget": _integer(1, 10_000_000, "individuals of the evolution in all"),
@@ -229,13 +355,13 @@ PARAMETERS: dict[str, Parameter] = {
     "branch_rules": _choices(
         "branch rule", _BRANCH_RULES, "rules, by which a branch of the generator is chosen for reuse, to compare"
     ),
-    "latent_dim": _integer(1, 100_000, "length of the latent vector"),
-    "generator_width": _integer(1, 10_000, "channels of the generator's last convolution"),
-    "perturbation_width": _integer(1, 10_000, "channels of the perturbation network's first convolution"),
-    "perturbation_blocks": _integer(0, 100, "residual blocks of the perturbation network"),
+    "reuse_path": _path("generator of an earlier run, checkpoints/generator.safetensors there, that is reused"),
+    "synthetic": _flag("whether images of a data-free generator are looked at as well"),
+    "loop": _group("loop", LOOP, "more constants of the loop: latent, width of the generator, ..."),
+    "epsilon": _real(0, 255, "bound of an adversarial perturbation, in 1/255 of the pixel range"),
+    "probability": _real(0, 1, "share of images that are attacked whatever happens"),
     "inner_steps": _integer(1, 100_000, "generator steps a round"),
     "lr_generator": _real(0, 100, "learning rate of the generator's inner steps", above=True),
-    "bn_momentum": _real(0, 0.999, "share of earlier batches in the batch-norm statistics"),
     "oh_weight": _real(0, 1e6, "weight of the one-hot loss"),
     "adv_weight": _real(0, 1e6, "weight of the adversarial loss"),
     "attack_images": _integer(1, 1_000_000, "images of the bit-flip attacker"),
@@ -302,7 +428,143 @@ def _evolution(values: Mapping) -> str | None:
         return f"tournament, population and budget must not fall, got {', '.join(map(str, found))}"
 
 
-CONFLICTS = (_buffers, _modes, _guidance, _thresholds, _draws, _evolution)
+def _classes(values: Mapping) -> str | None:
+    """Numbers that a data set's count of classes bounds."""
+    if "dataset" not in values:
+        return None
+    dataset, classes = values["dataset"], DATASETS[values["dataset"]].num_classes
+    if (values.get("omitted_class") or 0) >= classes:
+        return f"omitted_class must be one of {dataset}'s classes 0 to {classes - 1}, got {values['omitted_class']}"
+    if values.get("num_known", 0) > classes - 2:
+        return f"num_known must leave 2 of {dataset}'s {classes} classes to be discovered, got {values['num_known']}"
+    if values.get("num_top", 0) > classes:
+        return f"num_top must be at most the {classes} classes of {dataset}, got {values['num_top']}"
+    kept = re.search(r"_k(\d+)$", values.get("label_mode", ""))
+    if kept and int(kept[1]) > classes:
+        return f"label_mode can keep at most the {classes} classes of {dataset}, got {values['label_mode']}"
+
+
+_NEED_TENSORS = {"max_flips", "vae_epochs", "generations", "num_crops", "num_known", "score_images"}
+
+
+def _streamed(values: Mapping) -> str | None:
+    if "dataset" in values and DATASETS[values["dataset"]].streamed and _NEED_TENSORS & set(values):
+        whole = ", ".join(name for name, spec in DATASETS.items() if not spec.streamed)
+        return f"{values['dataset']} stays on disk, and this notebook needs all images in memory; it can have {whole}"
+
+
+def _image_size(values: Mapping) -> str | None:
+    makes_images = {"modes", "prior_steps", "attack_steps"} & set(values)  # a generator, a prior, or both
+    if makes_images and values.get("image_size", 4) % 4:
+        return (
+            f"image_size must be a multiple of 4, because images are made in two doublings, got {values['image_size']}"
+        )
+
+
+def _next_dataset(values: Mapping) -> str | None:
+    if values.get("next_dataset") and "dataset" in values:
+        names = values["dataset"], values["next_dataset"]
+        first, second = (DATASETS[name].channels for name in names)
+        if first != second:
+            return f"a generator of {names[0]} images ({first} channels) can't be reused for {names[1]} ({second})"
+
+
+def _rounds(values: Mapping) -> str | None:
+    for name in ("epochs", "next_epochs"):
+        if "modes" in values and values.get(name, float("inf")) <= values.get("warmup", -1):
+            return f"{name} must be above warmup, or no student is trained, got {values[name]} and {values['warmup']}"
+
+
+def _milestones(values: Mapping) -> str | None:
+    name = next((name for name in ("student_epochs", "epochs") if name in values), None)
+    if name and values.get("milestones") and values["milestones"][-1] > values[name]:
+        return f"milestones must not lie beyond {name} = {values[name]}, got {values['milestones']}"
+    schedule = group(values, "training").get("schedule", "multistep") if "training" in values else "multistep"
+    if values.get("milestones") and schedule != "multistep":
+        return f"milestones are for the schedule multistep; with {schedule} the list must be empty"
+    if "training" in values and not values.get("milestones") and "schedule:multistep" in values["training"].split():
+        return "the schedule multistep needs milestones"
+
+
+def _layout(values: Mapping) -> str | None:
+    """torch on a CPU kills the process in the backward pass of a narrow 1 x 1 convolution with stride in channels_last."""
+    layout = values.get("layout") or (group(values, "training").get("layout") if "training" in values else None)
+    if layout != "channels_last" or values.get("device") != "cpu":
+        return None
+    narrow = [values[name] for name in ("student", "model") if name in values and _is_narrow(values[name])]
+    widths = [
+        width for name, line in values.items() if name.startswith(("widths_", "search_widths_")) for width in line
+    ]
+    if narrow or min(widths, default=8) < 8:
+        what = narrow[0] if narrow else "the search space"
+        return (
+            f"layout must be contiguous on a CPU: {what} has stages under 8 channels, and channels_last crashes there"
+        )
+
+
+def _is_narrow(model: str) -> bool:
+    spec = models.find(model)
+    return spec.module == "resnet" and min(spec.kwargs["widths"][1:3]) < 8
+
+
+def _other_scales(values: Mapping) -> str | None:
+    for text in values.get("others", []):
+        if scales := parse_method(text)[1].get("scales"):
+            try:
+                check("scales", scales)
+            except InputError as error:
+                return f"others: {error}"
+
+
+def _views(values: Mapping) -> str | None:
+    if values.get("num_large", 2) + values.get("num_small", 0) < 2:
+        return "num_large and num_small must give two views at least"
+
+
+def _crops(values: Mapping) -> str | None:
+    if values.get("crop_low", 0) > values.get("crop_high", 1):
+        return f"crop_low must be at most crop_high, got {values['crop_low']} and {values['crop_high']}"
+    if values.get("student_epochs", 0) % values.get("num_draw", 1):
+        return f"student_epochs must be a multiple of num_draw, got {values['student_epochs']} and {values['num_draw']}"
+    if values.get("batch_size", 0) % values.get("num_draw", 1):
+        return f"batch_size must be a multiple of num_draw, got {values['batch_size']} and {values['num_draw']}"
+
+
+def _checkpoints(values: Mapping) -> str | None:
+    given, wanted = values.get("teacher_checkpoints"), values.get("teachers", [])
+    if given and len(given) != len(wanted):
+        return f"teacher_checkpoints must name one file for each of the {len(wanted)} teachers, got {len(given)}"
+
+
+def _public_images(values: Mapping) -> str | None:
+    own_prior = "prior_steps" in values and not values.get("prior_folder")
+    if own_prior and values.get("teacher_split") == "train" and not values.get("teacher_checkpoints"):
+        return (
+            "teacher_split must be private where the prior is trained here, on public images that the teacher must not have "
+            "seen; or give prior_folder"
+        )
+
+
+CONFLICTS = (
+    _buffers,
+    _modes,
+    _guidance,
+    _thresholds,
+    _draws,
+    _evolution,
+    _classes,
+    _streamed,
+    _image_size,
+    _next_dataset,
+    _rounds,
+    _milestones,
+    _layout,
+    _other_scales,
+    _views,
+    _crops,
+    _checkpoints,
+    _public_images,
+)
 
 
 # --- checking values -----------------------------------------------------------------------------------------------------------
@@ -346,6 +608,15 @@ def _shown(value: Any) -> str:
     except (ValueError, RecursionError):  # a number of thousands of digits, a list in itself
         text = f"a {type(value).__name__} that can't be shown"
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def group(values: Mapping, name: str) -> dict[str, Any]:
+    """The settings that a group parameter holds.
+
+    >>> group({"training": "schedule:cosine ema_decay:0.999"}, "training")
+    {'schedule': 'cosine', 'ema_decay': 0.999}
+    """
+    return _read_group(name, _GROUPS[name], values[name])
 
 
 def resolve(values: Mapping) -> Parameters:

@@ -7,6 +7,7 @@
         results.csv       notebook,metric,value,seed
         tables/*.csv      the data behind every figure
         figures/*.png     and *.pdf of those that are drawn, not pictures
+        checkpoints/*.safetensors   trained networks, plain state dicts
         progress/         checkpoints of work that is not finished
 
 RUN is `seedS-HASH`, HASH of the resolved parameters: the same experiment started again finds its folder and goes on. What was not started
@@ -20,6 +21,7 @@ import io
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
@@ -159,6 +161,25 @@ class Run:
                 figure.savefig(buffer, format=kind, dpi=144, bbox_inches="tight", metadata=metadata)
             self._keep(f"figures/{_file_name(name)}.{kind}", buffer.getvalue())
         return figure
+
+    def save_network(self, name: str, network: torch.nn.Module) -> Path:
+        """Save a network's weights as checkpoints/NAME.safetensors: its state dict and nothing else, so that plain torch reads it too.
+
+            net = build("resnet8w8", num_classes=10, in_channels=1)
+            net.load_state_dict(safetensors.torch.load_file(path))
+
+        Args:
+            name: any text; what no file name can have becomes "_".
+        """
+        from safetensors.torch import save
+
+        weights = {
+            key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for key, value in network.state_dict().items()
+        }
+        path = f"checkpoints/{re.sub('[^a-z0-9_.]+', '_', name.lower()).strip('_.')}.safetensors"
+        self._keep(path, save(weights))
+        return self.folder / path
 
     def result(self, metric: str, value: float) -> float:
         """Record one headline number in results.csv; returns it."""

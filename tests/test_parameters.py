@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from kdnb.errors import InputError
-from kdnb.parameters import PARAMETERS, Parameters, collect, resolve
+from kdnb.parameters import LOOP, PARAMETERS, TRAINING, Parameters, collect, group, resolve
 from kdnb.runner.cell import read_cell
 
 
@@ -179,16 +179,18 @@ def test_choices_agree_with_the_code_that_uses_them():
     from kdnb.samplers.cadr import GATES
     from kdnb.samplers.diffusion import SOLVERS
     from kdnb.studies.reusable_generator import BRANCH_RULES
-    from kdnb.training.recipe import LAYOUTS, PRECISIONS
+    from kdnb.training.recipe import LAYOUTS, PRECISIONS, SCHEDULES
 
+    table = PARAMETERS | TRAINING
     for name, choices in {
         "gate": GATES,
         "solver": SOLVERS,
         "layout": LAYOUTS,
         "precision": PRECISIONS,
+        "schedule": SCHEDULES,
         "branch_rule": BRANCH_RULES,
     }.items():
-        assert PARAMETERS[name].allowed == f"one of {', '.join(choices)}"
+        assert table[name].allowed == f"one of {', '.join(choices)}"
     assert PARAMETERS["branch_rules"].allowed.endswith(" ".join(f"{rule}," for rule in BRANCH_RULES)[:-1])
 
 
@@ -305,3 +307,125 @@ def test_read_cell_refuses_a_file_that_is_far_too_large(tmp_path, monkeypatch):
 def test_values_of_the_reading_list_that_exclude_each_other_are_refused(values, words):
     with pytest.raises(InputError, match=words):
         resolve(values)
+
+
+# --- several settings in one text ----------------------------------------------------------------------------------------------
+
+
+def test_a_group_holds_settings_in_their_own_types():
+    values = resolve({"training": "schedule:cosine ema_decay:0.999 compile:true warmup_epochs:5", "loop": ""})
+    assert group(values, "training") == {"schedule": "cosine", "ema_decay": 0.999, "compile": True, "warmup_epochs": 5}
+    assert group(values, "loop") == {}
+
+
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        ({"training": "cosine"}, "training: write name:value"),
+        ({"training": "ema_decay:0.9 ema_decay:0.99"}, "each name once"),
+        ({"training": "sched:cosine"}, "did you mean 'schedule'"),
+        ({"training": "schedule:cosin"}, "did you mean 'cosine'"),
+        ({"training": "ema_decay:2"}, "ema_decay must be a number above 0 and at most 0.999999, got '2'"),
+        ({"training": "compile:yes"}, "compile must be true or false"),
+        ({"loop": "latent_dim:1.5"}, "latent_dim must be a whole number"),
+        ({"loop": "precision:bf16"}, "unknown setting of loop 'precision'"),
+    ],
+)
+def test_a_group_that_can_not_be_read_is_refused(values, words):
+    with pytest.raises(InputError, match=words):
+        resolve(values)
+
+
+def test_settings_of_a_group_are_fields_of_what_they_are_for():
+    from kdnb.studies.generator_loop import GeneratorConfig
+    from kdnb.studies.reusable_generator import _SPELLINGS
+    from kdnb.training.recipe import Recipe
+
+    assert set(TRAINING) <= set(Recipe.__dataclass_fields__)
+    assert {_SPELLINGS.get(name, name) for name in LOOP} <= set(GeneratorConfig.__dataclass_fields__)
+
+
+# --- what would fail too late --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        (
+            {"dataset": "cub200", "omitted_class": 200},
+            "omitted_class must be one of cub200's classes 0 to 199, got 200",
+        ),
+        ({"dataset": "digits", "omitted_class": 10}, "classes 0 to 9, got 10"),
+        ({"dataset": "digits", "num_known": 9}, "num_known must leave 2 of digits's 10 classes"),
+        ({"dataset": "digits", "num_known": 10}, "num_known must leave 2"),
+        ({"dataset": "digits", "num_top": 11}, "num_top must be at most the 10 classes of digits, got 11"),
+        ({"dataset": "digits", "label_mode": "marginal_smoothing_k11"}, "label_mode can keep at most the 10 classes"),
+        ({"label_mode": "marginal"}, "label_mode must be ori, hard, smoothing, marginal_smoothing_kN"),
+        ({"label_mode": "marginal_renorm_k0"}, "label_mode must be"),
+        ({"image_size": 30, "modes": ["anew", "reuse_fix"]}, "image_size must be a multiple of 4"),
+        (
+            {"dataset": "imagenet", "vae_epochs": 3},
+            "imagenet stays on disk, and this notebook needs all images in memory",
+        ),
+        ({"image_size": 30, "prior_steps": 10}, "image_size must be a multiple of 4"),
+        ({"scales": [1, 3]}, "scales must be a rising list of 1, 2 and 4"),
+        ({"scales": []}, "scales must be"),
+        ({"others": ["kd", "sdd_kd scales:1,3"]}, "others: scales must be a rising list of 1, 2 and 4"),
+        ({"depths": [8, 15]}, r"depths must be a rising list of depths 6n \+ 2"),
+        ({"search_depths": []}, "search_depths must be"),
+        ({"seeds": []}, "seeds must be .* one or more, got"),
+        ({"epochs": 100, "milestones": [60, 150]}, r"milestones must not lie beyond epochs = 100, got \[60, 150\]"),
+        ({"student_epochs": 8, "epochs": 500, "milestones": [9]}, "beyond student_epochs = 8"),
+        ({"milestones": [3], "training": "schedule:cosine"}, "milestones are for the schedule multistep; with cosine"),
+        ({"milestones": [], "training": "schedule:multistep"}, "the schedule multistep needs milestones"),
+        ({"modes": ["anew", "reuse_fix"], "next_epochs": 2, "warmup": 2}, "next_epochs must be above warmup"),
+        ({"modes": ["anew", "reuse_fix"], "epochs": 2, "warmup": 20}, "epochs must be above warmup"),
+        ({"student": "resnet8w4", "device": "cpu", "layout": "channels_last"}, "layout must be contiguous.*resnet8w4"),
+        ({"model": "resnet8w4", "device": "cpu", "training": "layout:channels_last"}, "layout must be contiguous"),
+        ({"widths_first": [4, 16], "device": "cpu", "training": "layout:channels_last"}, "the search space has stages"),
+        (
+            {"dataset": "digits", "next_dataset": "cifar10"},
+            r"digits images \(1 channels\) can't be reused for cifar10 \(3\)",
+        ),
+        (
+            {"teachers": ["resnet8", "vgg8q"], "teacher_checkpoints": ["a"]},
+            "one file for each of the 2 teachers, got 1",
+        ),
+        ({"prior_steps": 5, "prior_folder": "", "teacher_split": "train"}, "teacher_split must be private"),
+        ({"crop_low": 0.9, "crop_high": 0.5}, "crop_low must be at most crop_high"),
+        ({"student_epochs": 7, "num_draw": 2}, "student_epochs must be a multiple of num_draw"),
+        ({"batch_size": 7, "num_draw": 2}, "batch_size must be a multiple of num_draw"),
+        ({"num_large": 1, "num_small": 0}, "two views at least"),
+    ],
+)
+def test_what_would_fail_in_the_middle_of_a_run_is_refused_before_it(values, words):
+    with pytest.raises(InputError, match=words):
+        resolve(values)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {
+            "dataset": "cifar100",
+            "omitted_class": 99,
+            "num_known": 50,
+            "num_top": 100,
+            "label_mode": "marginal_renorm_k10",
+        },
+        {"dataset": "digits", "omitted_class": None, "num_known": 8},
+        {"image_size": 30},
+        {"dataset": "imagenet", "modes": ["anew", "reuse_fix"]},
+        {"image_size": 28, "modes": ["anew", "reuse_fix"]},
+        {"milestones": [150, 180, 210], "epochs": 480},
+        {"milestones": [], "training": "schedule:cosine final_lr:0.001", "epochs": 2},
+        {"student": "resnet8w4", "device": "cuda", "layout": "channels_last"},
+        {"student": "resnet8w8", "device": "cpu", "layout": "channels_last"},
+        {"dataset": "cifar10", "next_dataset": "tiny_imagenet"},
+        {"dataset": "digits", "next_dataset": ""},
+        {"prior_steps": 5, "prior_folder": "prior", "teacher_split": "train"},
+        {"teachers": ["resnet8", "vgg8q"], "teacher_checkpoints": []},
+    ],
+)
+def test_what_goes_together_is_accepted(values):
+    assert resolve(values) == values

@@ -163,3 +163,32 @@ def test_what_the_runner_did_not_start_has_a_folder_of_its_own(outputs, monkeypa
 def test_other_parameters_than_those_the_runner_started_are_by_hand(outputs, monkeypatch):
     monkeypatch.setenv("KDNB_RUN", str(run_folder("quick", "demo", {"seed": 0})))
     assert start_run("demo", {"seed": 1, "threads": 1}).folder.name.endswith("-by-hand")
+
+
+# --- networks ------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_saved_network_is_read_by_plain_torch_and_by_the_importers(outputs):
+    from safetensors.torch import load_file
+
+    from kdnb.models import build
+    from kdnb.training.importers import load_classifier
+
+    run, net = start_run("demo", {"seed": 0}), build("resnet8w4", num_classes=3, in_channels=1, mean=[0.5], std=[0.5])
+    path = run.save_network("virtual, released", net.eval())
+    assert path == run.folder / "checkpoints" / "virtual_released.safetensors"
+
+    plain = build("resnet8w4", num_classes=3, in_channels=1, mean=[0.5], std=[0.5]).eval()
+    plain.load_state_dict(load_file(path))
+
+    images = torch.randn(4, 1, 8, 8)
+    imported = load_classifier(path, "resnet8w4", num_classes=3, in_channels=1, mean=[0.5], std=[0.5]).model
+    assert torch.equal(plain(images), net(images)) and torch.equal(imported(images), net(images))
+
+
+def test_a_saved_network_belongs_to_the_record_of_its_run(outputs):
+    run = start_run("demo", {"seed": 0})
+    path = run.save_network("student", torch.nn.Linear(2, 2))
+    assert read_run(run.folder).problems == []
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    assert "student.safetensors" in str(read_run(run.folder).problems)

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdnb.data.crops import random_boxes
+from kdnb.data.tensors import Split
 from kdnb.errors import InputError, check_name
 from kdnb.randomness import generator_for
 from kdnb.rehearsal import cut
@@ -155,6 +156,13 @@ class FolderSplit:
     def without_class(self, label: int) -> "FolderSplit":
         """All but one class: the omitted-class experiment."""
         return self.subset((self.labels != label).nonzero().flatten())
+
+    def take(self, count: int) -> Split:
+        """At most `count` >= 1 pictures as tensors, evenly spread over the split, which may lie on disk class by class."""
+        count = min(count, len(self))
+        part = self.subset(torch.arange(count) * len(self) // count)
+        images, labels = zip(*part.batches(500), strict=True)
+        return Split(torch.cat(images), None if self.labels is None else torch.cat(labels))
 
     def unlabelled(self) -> "FolderSplit":
         return replace(self, labels=None)

@@ -33,12 +33,16 @@ class Split:
     def __len__(self) -> int:
         return len(self.images)
 
-    def subset(self, indices: Tensor) -> "Split":
+    def subset(self, indices: Tensor | slice) -> "Split":
         return Split(self.images[indices], None if self.labels is None else self.labels[indices])
 
     def without_class(self, label: int) -> "Split":
         """All but one class: the omitted-class experiment."""
         return self.subset((self.labels != label).nonzero().flatten())
+
+    def take(self, count: int) -> "Split":
+        """The first `count` images, or all where there are fewer."""
+        return self.subset(slice(count))
 
     @property
     def device(self) -> torch.device:

@@ -55,7 +55,7 @@ class ResNet(StagedClassifier):
     Args:
         num_classes: K >= 2.
         in_channels: image channels.
-        depth: 6n + 2 with n >= 1.
+        depth: 6n + 2 with n >= 1, or the number of blocks of each stage.
         widths: channels of the stem and of the three stages.
     Raises:
         InputError: another depth.
@@ -63,18 +63,25 @@ class ResNet(StagedClassifier):
     """
 
     def __init__(
-        self, num_classes: int, in_channels: int = 3, depth: int = 8, widths: Sequence[int] = (16, 16, 32, 64)
+        self,
+        num_classes: int,
+        in_channels: int = 3,
+        depth: int | Sequence[int] = 8,
+        widths: Sequence[int] = (16, 16, 32, 64),
     ):
         super().__init__()
-        if depth < 8 or (depth - 2) % 6:
-            raise InputError(f"a CIFAR ResNet has depth 6n + 2 with n >= 1 (8, 14, 20, ...), got {depth}")
         stem, *stages = widths
+        counts = [(depth - 2) // 6] * len(stages) if isinstance(depth, int) else list(depth)
+        if isinstance(depth, int) and (depth < 8 or (depth - 2) % 6):
+            raise InputError(f"a CIFAR ResNet has depth 6n + 2 with n >= 1 (8, 14, 20, ...), got {depth}")
+        if len(counts) != len(stages) or min(counts) < 1:
+            raise InputError(f"each of the {len(stages)} stages needs a number of blocks of at least 1, got {counts}")
         self.conv1 = conv(in_channels, stem, 3)
         self.bn1 = nn.BatchNorm2d(stem)
         previous = stem
         for index, width in enumerate(stages):
             blocks = [BasicBlock(previous, width, 1 if index == 0 else 2)]
-            blocks += [BasicBlock(width, width, 1) for _ in range((depth - 2) // 6 - 1)]
+            blocks += [BasicBlock(width, width, 1) for _ in range(counts[index] - 1)]
             self.add_module(f"layer{index + 1}", nn.Sequential(*blocks))
             previous = width
         self.fc = nn.Linear(previous, num_classes)

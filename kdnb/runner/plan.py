@@ -297,17 +297,34 @@ def parse_limit(text: str | None) -> float | None:
     raise InputError(f"limit must be a number of seconds above 0, got {text!r}")
 
 
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
+
+
+def _classifiers(values: Parameters) -> list[tuple[str, str]]:
+    """Files of weights, each with the data set that its classes are of. A network of some classes only (`num_known`) is none of them."""
+    if "dataset" not in values or "num_known" in values:
+        return []
+    first, second = values["dataset"], values.get("next_dataset") or values["dataset"]
+    paths = [values.get("teacher_checkpoint"), *values.get("teacher_checkpoints", [])]
+    found = [(path, first) for path in paths] + [(values.get("next_teacher_checkpoint"), second)]
+    return [(path, dataset) for path, dataset in found if path]
+
+
 def _check_outside(values: Parameters) -> None:
     """What the values point to: data files, weights, folders. Paths become absolute, because the kernel works in another folder."""
-    for name in ("teacher_checkpoint", "prior_folder"):
+    for name in ("teacher_checkpoint", "next_teacher_checkpoint", "prior_folder", "reuse_path"):
         if values.get(name):
-            values[name] = str(Path(values[name]).expanduser().absolute())
-    if "dataset" in values:
-        check_files(values["dataset"])
-    if values.get("teacher_checkpoint"):
-        if "dataset" in values:
-            check_classes(
-                Path(values["teacher_checkpoint"]), dataset_spec(values["dataset"]).num_classes, values["dataset"]
-            )
+            values[name] = _absolute(values[name])
+    if values.get("teacher_checkpoints"):
+        values["teacher_checkpoints"] = [_absolute(path) for path in values["teacher_checkpoints"]]
+    for name in ("dataset", "next_dataset"):
+        if values.get(name):
+            check_files(values[name])
+    for path, dataset in _classifiers(values):
+        check_classes(Path(path), dataset_spec(dataset).num_classes, dataset)
+    for name in ("reuse_path", "teacher_checkpoint"):
+        if values.get(name) and not Path(values[name]).is_file():
+            raise InputError(f"{name} {Path(values[name]).name} does not exist or is no file")
     if values.get("prior_folder") and not Path(values["prior_folder"]).is_dir():
         raise InputError(f"prior_folder {Path(values['prior_folder']).name} is not a folder")

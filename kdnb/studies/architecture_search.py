@@ -32,13 +32,14 @@ SAVE_EVERY = 10  # individuals between checkpoints; what a kill can cost
 
 
 class Architecture(NamedTuple):
-    """A CIFAR ResNet: depth 6n + 2, and the channels of its three stages (the stem has those of the first)."""
+    """A CIFAR ResNet: depth 6n + 2 or the blocks of its three stages, and their channels (the stem has those of the first)."""
 
-    depth: int
+    depth: int | tuple[int, int, int]
     widths: tuple[int, int, int]
 
     def __str__(self) -> str:
-        return f"resnet{self.depth} ({'-'.join(map(str, self.widths))})"
+        depth = self.depth if isinstance(self.depth, int) else " " + "+".join(map(str, self.depth))
+        return f"resnet{depth} ({'-'.join(map(str, self.widths))})"
 
     def build(self, num_classes: int, **kwargs) -> nn.Module:
         """The network, with fresh weights; `kwargs` as `kdnb.models.build`."""
@@ -47,13 +48,15 @@ class Architecture(NamedTuple):
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """All combinations of a depth and a width of each stage.
+    """All combinations of a depth and a width of each stage; with `blocks` each stage chooses its number of blocks for itself.
 
-    The last stage's width is the feature width D, which DisWOT wants equal to the teacher's: give it one choice.
+    The last stage's width is the feature width D, which DisWOT wants equal to the teacher's: give it one choice. DisWOT's own space of
+    ResNets is blocks (1, 3, 5, 7) at widths 16, 32, 64.
     """
 
     depths: Sequence[int] = (8, 14, 20, 26, 32)
     widths: Sequence[Sequence[int]] = ((8, 16, 24, 32), (16, 32, 48, 64), (64,))
+    blocks: Sequence[int] = ()
 
     def __post_init__(self):
         if not self.depths or len(self.widths) != 3 or not all(self.widths):
@@ -62,13 +65,23 @@ class SearchSpace:
             )
 
     def __iter__(self) -> Iterator[Architecture]:
-        for depth, *widths in itertools.product(self.depths, *self.widths):
+        depths = itertools.product(self.blocks, repeat=3) if self.blocks else self.depths
+        for depth, *widths in itertools.product(depths, *self.widths):
             yield Architecture(depth, tuple(widths))
 
     def neighbours(self, architecture: Architecture) -> list[Architecture]:
         """All architectures that differ in exactly one choice."""
         depth, widths = architecture
-        found = [Architecture(other, widths) for other in self.depths if other != depth]
+        if self.blocks:
+            others = [
+                (*depth[:stage], other, *depth[stage + 1 :])
+                for stage in range(3)
+                for other in self.blocks
+                if other != depth[stage]
+            ]
+        else:
+            others = [other for other in self.depths if other != depth]
+        found = [Architecture(other, widths) for other in others]
         for stage, choices in enumerate(self.widths):
             found += [
                 Architecture(depth, (*widths[:stage], other, *widths[stage + 1 :]))
@@ -185,7 +198,7 @@ def distil_architecture(
     image_shape = (data.channels, data.image_size, data.image_size)
     method.bind(net, teacher.model, image_shape, data.num_classes, recipe.batch_size, recipe.epochs, len(data.train))
     key = {
-        "architecture": [architecture.depth, list(architecture.widths)],
+        "architecture": [architecture.depth, architecture.widths],
         "method": setting.method,
         "hyper": method.hyper,
         "teacher": teacher.hash,

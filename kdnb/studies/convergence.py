@@ -6,7 +6,7 @@ from kdnb.data.tensors import Dataset
 from kdnb.generators.reusable import export_parts
 from kdnb.rehearsal import cut
 from kdnb.studies.reusable_generator import Task, generator_config, generator_task, reused_branch
-from kdnb.training.teachers import teacher_recipe, train_or_load
+from kdnb.training.teachers import teacher_for
 
 
 def convergence(task: Task, target: float) -> dict[str, float | None]:
@@ -51,7 +51,8 @@ def reuse_study(
     A setting is `anew`, or a reuse mode with a branch rule, "reuse_common gan2"; the rule is left out where there is one only.
 
     Args:
-        values: parameters as `generator_config` takes them, and `next_epochs`.
+        values: parameters as `generator_config` takes them, `next_epochs`, and where they are given `teacher_checkpoint` and
+            `next_teacher_checkpoint` (then every seed has the same teachers), `teacher_split` (default: private), `teacher_epochs`.
         branch_rules: of `reused_branch`. Rules that choose the same branch share their run.
     Returns:
         One row a setting and seed: `setting`, `seed`, `branch` (that was reused) and what `convergence` measures; the tasks by
@@ -60,14 +61,24 @@ def reuse_study(
     choices = [(mode, rule) for mode in modes for rule in (branch_rules if mode != "anew" else (None,))]
     rows, tasks = [], {}
     for seed in cut(list(seeds), "seed", most=1):
-        source = train_or_load(teacher, data, teacher_recipe(data), seed=seed, description=f"teacher, seed {seed}")
-        target_teacher = train_or_load(
-            next_teacher, data, teacher_recipe(data), seed=seed, description=f"next teacher, seed {seed}"
+        source, target_teacher = (
+            teacher_for(
+                name,
+                data,
+                values.get(checkpoint, ""),
+                seed,
+                split=values.get("teacher_split", "private"),
+                epochs=values.get("teacher_epochs", 0),
+                description=f"{title}, seed {seed}",
+            )
+            for name, checkpoint, title in (
+                (teacher, "teacher_checkpoint", "teacher"),
+                (next_teacher, "next_teacher_checkpoint", "next teacher"),
+            )
         )
-        first = generator_task(
-            data, source, student, generator_config(data, values), seed=seed, description=f"first task, seed {seed}"
-        )
-        config = generator_config(data, values, epochs=values["next_epochs"])
+        config = generator_config(data, values, teacher=teacher)
+        first = generator_task(data, source, student, config, seed=seed, description=f"first task, seed {seed}")
+        config = generator_config(data, values, teacher=next_teacher, epochs=values["next_epochs"])
         for mode, rule in choices:
             setting = mode if rule is None or len(branch_rules) == 1 else f"{mode} {rule}"
             branch = rule and reused_branch(first, source.model, rule, seed)

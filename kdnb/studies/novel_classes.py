@@ -21,6 +21,8 @@ from kdnb.methods.base import positive
 from kdnb.methods.class_relation import ClassRelation
 from kdnb.models.base import Features
 from kdnb.randomness import generator_for
+from kdnb.training.evaluation import evaluate
+from kdnb.training.importers import match_weights, read_weights
 from kdnb.training.loop import Fit, fit
 from kdnb.training.recipe import Recipe
 from kdnb.training.teachers import fresh
@@ -217,6 +219,19 @@ def pretrain(
     return net, found
 
 
+def pretrained(checkpoint: str, model: str, data: Dataset, task: Task, seed: int = 0) -> tuple[CosineNet, Fit]:
+    """What `pretrain` gave in an earlier run, from its `checkpoints/known.safetensors`; its accuracy is measured here.
+
+    Raises:
+        InputError: the file can't be read, or is of another network or another number of known classes.
+    """
+    net = CosineNet(fresh(model, data, seed), task.num_known, data.channels).to(task.known.device)
+    path = Path(checkpoint)
+    weights = match_weights(read_weights(path), net.state_dict(), "prototypes", f"checkpoint {path.name}", model)
+    net.load_state_dict(weights)
+    return net.eval(), Fit([{"epoch": 0} | evaluate(net, task.test_known)], 0.0)
+
+
 def discover(
     old: CosineNet,
     task: Task,
@@ -224,7 +239,10 @@ def discover(
     *,
     num_heads: int = 4,
     relation_weight: float = 0.1,
+    num_large: int = 2,
     num_small: int = 0,
+    head_hidden: int = 256,
+    head_width: int = 64,
     seed: int = 0,
     folder: Path | None = None,
 ) -> tuple[DiscoveryNet, Fit]:
@@ -233,7 +251,8 @@ def discover(
     Args:
         old: of `pretrain`; unchanged, and the teacher of the relation term.
         recipe: of `fit`; its crops and flips are left out, the views are crops already.
-        num_heads, relation_weight, num_small: of `DiscoveryNet`, `ClassRelation` and `ViewSplit`.
+        num_heads, relation_weight: of `DiscoveryNet` and `ClassRelation`. num_large, num_small: of `ViewSplit`.
+        head_hidden, head_width: of `DiscoveryNet`.
     Returns:
         (network in eval mode with its best head chosen, history; "top1" there is accuracy on known classes among all outputs).
     Raises:
@@ -242,12 +261,12 @@ def discover(
     if recipe.crop_padding or recipe.flip:
         raise InputError("views are crops already; the recipe of discovery has crop_padding=0 and flip=False")
     torch.manual_seed(seed)
-    net = DiscoveryNet(old, task.num_novel, num_heads).to(task.known.device)
+    net = DiscoveryNet(old, task.num_novel, num_heads, head_hidden, head_width).to(task.known.device)
     teacher = CosineNet(copy.deepcopy(old.encoder), task.num_known, old.channels, old.temperature, views=True)
     teacher.prototypes.data.copy_(old.prototypes.data)
     teacher.to(task.known.device).eval()
     method = ClassRelation(task.num_known, num_heads, relation_weight, temperature=old.temperature)
-    views = ViewSplit(task.known, task.novel, num_small=num_small)
+    views = ViewSplit(task.known, task.novel, num_large, num_small)
     found = fit(
         net,
         views,

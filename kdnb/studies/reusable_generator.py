@@ -12,10 +12,12 @@ from kdnb.data.tensors import Dataset
 from kdnb.errors import InputError, check_name
 from kdnb.generators.latent import LatentGenerator, draw_latents
 from kdnb.generators.reusable import ReusableGenerator, export_parts, less_active_branch, prepare
+from kdnb.parameters import group
 from kdnb.randomness import generator_for, seed_everything
 from kdnb.storage.cache import artifact
 from kdnb.storage.checkpoints import state_hash
 from kdnb.studies.generator_loop import GeneratorConfig, distil_from_generator
+from kdnb.training.importers import match_weights, read_weights
 from kdnb.training.teachers import Trained, fresh
 
 BRANCH_RULES = ("gan1", "gan2", "less_active", "more_active")
@@ -46,19 +48,31 @@ GENERATOR_RECIPES = {
     ),
 }
 _SPELLINGS = {"images_per_epoch": "synthesis_batch", "generator_width": "width", "buffer_size": "pool_size"}
+# the released code's steps for larger images; 256 images of 224 x 224 do not fit, and it takes 64 there
+_RELEASED_SIZES = {
+    "tiny_imagenet": {"inner_steps": 50},
+    "imagenet": {"inner_steps": 50, "synthesis_batch": 64, "batch_size": 64, "pool_size": 26_880},
+}
 
 
-def generator_config(data: Dataset, values: Mapping | None = None, **changes) -> GeneratorConfig:
+def generator_config(data: Dataset, values: Mapping | None = None, *, teacher: str = "", **changes) -> GeneratorConfig:
     """How generators of this data set are trained here: the recipe of `GENERATOR_RECIPES` (default: as published) with the data set's
     own augmentation, and over it what a notebook's parameters and further `changes` say.
 
     Args:
         values: parameters by their names in `kdnb.parameters`; those that are no field of `GeneratorConfig` are ignored.
+        teacher: its architecture, for the published weights that depend on it.
     """
     fields = {field.name for field in dataclasses.fields(GeneratorConfig)}
-    given = {_SPELLINGS.get(name, name): value for name, value in (values or {}).items()}
+    values = dict(values or {})
+    values |= group(values, "loop") if "loop" in values else {}
+    if "epsilon" in values:
+        values["epsilon"] /= 255
+    given = {_SPELLINGS.get(name, name): value for name, value in values.items()}
     given = {name: value for name, value in given.items() if name in fields}
-    recipe = GENERATOR_RECIPES.get(data.name, GeneratorConfig())
+    published = dict(zip(("adv_weight", "oh_weight"), released_weights(teacher), strict=True))
+    published |= _RELEASED_SIZES.get(data.name, {})
+    recipe = GENERATOR_RECIPES.get(data.name) or dataclasses.replace(GeneratorConfig(), **published)
     return dataclasses.replace(recipe, **{"crop_padding": data.crop_padding, "flip": data.spec.flip} | given | changes)
 
 
@@ -98,6 +112,21 @@ class Task(NamedTuple):
     @property
     def top1(self) -> float:
         return self.history[-1]["top1"]
+
+
+def saved_generator(path: Path, config: GeneratorConfig, data: Dataset) -> nn.Module:
+    """The generator that an earlier run saved as `checkpoints/generator.safetensors`, in eval mode; nothing in the file is run.
+
+    Args:
+        config, data: of the task that reuses it: sizes and channels must be the same.
+    Raises:
+        InputError: the file can't be read or is damaged, or its generator has other sizes.
+    """
+    generator = new_generator(config, data, seed=0)
+    expected = generator.state_dict()
+    weights = match_weights(read_weights(path), expected, "", f"file {Path(path).name}", "a generator of these sizes")
+    generator.load_state_dict(weights)
+    return generator.eval()
 
 
 def reused_branch(task: Task, teacher: nn.Module, rule: str = "gan1", seed: int = 0) -> str:

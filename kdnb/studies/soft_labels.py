@@ -143,7 +143,7 @@ def distil_from_store(
     Args:
         student: architecture.
         recipe: its epochs count how often each image is shown; a pass over the split shows it `num_draw` times, so there are that many
-            times fewer passes. Its crops and flips are left out: the stored ones are used.
+            times fewer passes, and milestones and warm-up move with them. Its crops and flips are left out: the stored ones are used.
         folder: for checkpoints.
     Raises:
         InputError: epochs that are no multiple of `num_draw`, and what `fit` refuses.
@@ -153,7 +153,14 @@ def distil_from_store(
             f"epochs must be a multiple of the {split.num_draw} crops that a pass shows of each image, got {recipe.epochs}"
         )
     net = fresh(student, data, seed)
-    recipe = replace(recipe, epochs=recipe.epochs // split.num_draw, crop_padding=0, flip=False)
+    recipe = replace(
+        recipe,
+        epochs=recipe.epochs // split.num_draw,
+        milestones=tuple(sorted({round(milestone / split.num_draw) for milestone in recipe.milestones})),
+        warmup_epochs=recipe.warmup_epochs / split.num_draw,
+        crop_padding=0,
+        flip=False,
+    )
     return net, fit(
         net, split, data.test, recipe, method=StoredLabels(), seed=seed, folder=folder, description="stored labels"
     )

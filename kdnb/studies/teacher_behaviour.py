@@ -89,20 +89,21 @@ def titles(names: list[str], predicted: Tensor, confidence: Tensor) -> list[str]
 
 
 def behaviour_sources(
-    data: Dataset, synthetic: Tensor, asked: Tensor, count: int, seed: int = 0
+    data: Dataset, synthetic: Split | None, count: int, seed: int = 0
 ) -> dict[str, tuple[Tensor, Tensor | None]]:
     """name -> (images, labels or None) of `private`, `test`, `synthetic` (the last of those given), `gaussian` and `uniform` noise.
 
     Args:
-        synthetic, asked: (N, C, H, W) and (N,) images, oldest first, and the classes asked for. count: images of each source, at most
-            as many as there are.
+        synthetic: images, oldest first, with the classes asked for; None: that source is left out. count: images of each source, at
+            most as many as there are; of a data set on disk no others are read.
     """
-    rng = generator_for(seed, "noise", device=synthetic.device)
-    shape = (min(count, len(data.test)), data.channels, data.image_size, data.image_size)
-    return {
-        "private": (data.private.images[:count], data.private.labels[:count]),
-        "test": (data.test.images[:count], data.test.labels[:count]),
-        "synthetic": (synthetic[-count:], asked[-count:]),
-        "gaussian": (torch.randn(shape, generator=rng, device=synthetic.device).clamp(-1, 1), None),
-        "uniform": (torch.rand(shape, generator=rng, device=synthetic.device) * 2 - 1, None),
+    device = data.test.device
+    rng = generator_for(seed, "noise", device=device)
+    private, test = data.private.take(count), data.test.take(count)
+    found = {"private": (private.images, private.labels), "test": (test.images, test.labels)}
+    if synthetic is not None:
+        found["synthetic"] = (synthetic.images[-count:], synthetic.labels[-count:])
+    return found | {
+        "gaussian": (torch.randn(test.images.shape, generator=rng, device=device).clamp(-1, 1), None),
+        "uniform": (torch.rand(test.images.shape, generator=rng, device=device) * 2 - 1, None),
     }

@@ -46,14 +46,12 @@ def student_recipe(data: Dataset, milestones: Sequence[int] = (), **values) -> R
     """One cycle with Nesterov momentum; with milestones the schedule of the published tables: plain momentum, steps of 0.1.
 
     Args:
-        values: further fields of `Recipe`; augmentation is the data set's own.
+        values: further fields of `Recipe`, another `schedule` among them; augmentation is the data set's own.
     """
-    schedule = (
-        {"schedule": "multistep", "milestones": tuple(milestones)}
-        if milestones
-        else {"schedule": "one_cycle", "nesterov": True}
-    )
-    return Recipe(crop_padding=data.crop_padding, flip=data.spec.flip, **schedule, **values)
+    usual = {"schedule": "multistep" if milestones else "one_cycle", "milestones": tuple(milestones)}
+    values = usual | values
+    values = {"nesterov": values["schedule"] == "one_cycle"} | values
+    return Recipe(crop_padding=data.crop_padding, flip=data.spec.flip, **values)
 
 
 class Distilled(NamedTuple):

@@ -35,8 +35,14 @@ TEACHER_RECIPES = {
 
 
 def teacher_recipe(data: Dataset, **changes) -> Recipe:
-    """How teachers of this data set are trained here: the table's recipe with the data set's own augmentation, and the given changes."""
+    """How teachers of this data set are trained here: the table's recipe with the data set's own augmentation, and the given changes.
+
+    With other `epochs` the milestones keep their share of the training, so that the rate always falls.
+    """
     recipe = TEACHER_RECIPES.get(data.name, _CIFAR_SCRATCH)
+    if "epochs" in changes:
+        moved = {round(milestone * changes["epochs"] / recipe.epochs) for milestone in recipe.milestones}
+        changes = {"milestones": tuple(sorted(one for one in moved if 0 < one < changes["epochs"]))} | changes
     return dataclasses.replace(recipe, crop_padding=data.crop_padding, flip=data.spec.flip, **changes)
 
 
@@ -98,14 +104,25 @@ def train_or_load(
     return Trained(net.to(part.device).eval(), state["history"], state_hash(state["model"]))
 
 
-def teacher_for(name: str, data: Dataset, checkpoint: str = "", seed: int = 0) -> Trained:
-    """A teacher on the whole training split: from a checkpoint if one is given, else trained by the data set's own recipe.
+def teacher_for(
+    name: str,
+    data: Dataset,
+    checkpoint: str = "",
+    seed: int = 0,
+    *,
+    split: str = "train",
+    epochs: int = 0,
+    description: str = "teacher",
+) -> Trained:
+    """A teacher: from a checkpoint if one is given, else trained by the data set's own recipe.
 
     Args:
         name: architecture; checkpoint: any form that `kdnb.training.importers` reads. Its accuracy is measured here, not believed.
+        split, epochs: of the training, "train" (all images) or "private"; 0 epochs stand for the recipe's own.
     """
     if not checkpoint:
-        return train_or_load(name, data, teacher_recipe(data), seed=seed, split="train", description="teacher")
+        recipe = teacher_recipe(data, **{"epochs": epochs} if epochs else {})
+        return train_or_load(name, data, recipe, seed=seed, split=split, description=description)
     model, digest = load_classifier(Path(checkpoint), name, **data.normalization)
     model = model.to(data.test.device)
     return Trained(model, [{"epoch": 0} | evaluate(model, data.test)], digest)

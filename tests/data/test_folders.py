@@ -247,3 +247,11 @@ def test_training_on_pictures_resumes_bit_for_bit(tmp_path, monkeypatch, stop):
             run(tmp_path / "run")
     resumed = run(tmp_path / "run")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_some_pictures_are_taken_evenly_as_tensors(tmp_path):
+    split = make_split(tmp_path)
+    images, labels = next(split.batches(7))
+    part = split.take(3)
+    assert torch.equal(part.images, images[[0, 2, 4]]) and torch.equal(part.labels, labels[[0, 2, 4]])
+    assert len(split.take(100)) == 7 and split.unlabelled().take(2).labels is None

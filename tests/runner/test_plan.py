@@ -342,3 +342,39 @@ def test_yaml_and_command_line_agree_on_types(project):
     params(project, text)
     pairs = [f"{name}={value}" for name, value in yaml.safe_load(text).items()]
     assert plan("fine", "standard").parameters == plan("fine", "quick", parse_overrides(pairs)).parameters
+
+
+# --- files of the notebooks themselves -----------------------------------------------------------------------------------------
+
+
+def classifier(path, classes):
+    from safetensors.torch import save_file
+
+    save_file({"fc.weight": torch.zeros(classes, 4), "fc.bias": torch.zeros(classes)}, path)
+    return str(path)
+
+
+def test_every_file_of_weights_is_looked_at_before_the_run(project, monkeypatch):
+    monkeypatch.setenv("KDNB_NOTEBOOKS", str(FIXTURES.parent.parent / "notebooks"))
+    good, bad = classifier(project / "good.safetensors", 10), classifier(project / "bad.safetensors", 7)
+    made = plan("05_reusable_generator", overrides={"next_teacher_checkpoint": good, "reuse_path": good})
+    assert made.parameters.reuse_path == good
+    for notebook, values, words in [
+        ("05_reusable_generator", {"next_teacher_checkpoint": bad}, "bad.safetensors is of a network for 7 classes"),
+        ("06_bfa_attack", {"teacher_checkpoints": [good, bad]}, "bad.safetensors is of a network for 7 classes"),
+        ("06_bfa_attack", {"teacher_checkpoints": [good]}, "one file for each of the 2 teachers"),
+        ("10_teacher_free", {"teacher_checkpoint": bad}, "digits has 10"),
+        ("05_reusable_generator", {"reuse_path": "nothing"}, "reuse_path nothing does not exist"),
+        ("12_novel_classes", {"teacher_checkpoint": "nothing"}, "teacher_checkpoint nothing does not exist"),
+        ("05_reusable_generator", {"next_dataset": "cifar10"}, "can.t be reused"),
+    ]:
+        with pytest.raises(InputError, match=words):
+            plan(notebook, overrides=values)
+
+
+def test_paths_in_lists_become_absolute(project, monkeypatch):
+    monkeypatch.setenv("KDNB_NOTEBOOKS", str(FIXTURES.parent.parent / "notebooks"))
+    monkeypatch.chdir(project)
+    paths = [Path(classifier(project / name, 10)).name for name in ("a.safetensors", "b.safetensors")]
+    made = plan("06_bfa_attack", overrides={"teacher_checkpoints": paths})
+    assert made.parameters.teacher_checkpoints == [str(project / name) for name in paths]

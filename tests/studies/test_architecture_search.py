@@ -224,3 +224,39 @@ def test_an_architecture_is_distilled_once(tmp_path, monkeypatch):
         torch.equal(first["student"][name], value) for name, value in again["student"].items()
     )
     assert first["parameters"] == parameter_count(arguments[0], 10, in_channels=1)
+
+
+# --- a number of blocks for each stage -----------------------------------------------------------------------------------------
+
+BLOCKS = SearchSpace(widths=((4,), (8,), (16,)), blocks=(1, 3))
+
+
+def test_the_published_space_chooses_the_blocks_of_each_stage():
+    everything = list(SearchSpace(widths=((16,), (32,), (64,)), blocks=(1, 3, 5, 7)))
+    assert len(set(everything)) == 4**3 and str(everything[-1]) == "resnet 7+7+7 (16-32-64)"
+
+
+def test_equal_blocks_are_the_network_of_that_depth():
+    one, other = Architecture((2, 2, 2), (4, 8, 16)), Architecture(14, (4, 8, 16))
+    assert parameter_count(one, 10) == parameter_count(other, 10)
+    assert one.build(10).state_dict().keys() == other.build(10).state_dict().keys()
+
+
+def test_neighbours_differ_in_the_blocks_of_one_stage():
+    found = BLOCKS.neighbours(Architecture((1, 3, 1), (4, 8, 16)))
+    assert [one.depth for one in found] == [(3, 3, 1), (1, 1, 1), (1, 3, 3)]
+
+
+def test_a_search_over_blocks_resumes_with_the_same_history(tmp_path):
+    def size(architecture):
+        return sum(architecture.depth)
+
+    short = evolve(size, BLOCKS, 4, 2, 20, folder=tmp_path)
+    assert evolve(size, BLOCKS, 4, 2, 40, folder=tmp_path) == evolve(size, BLOCKS, 4, 2, 40) and len(short) == 20
+    assert max(short, key=lambda candidate: candidate.score).architecture.depth == (3, 3, 3)
+
+
+@pytest.mark.parametrize("depth", [9, (1, 2), (0, 1, 1)])
+def test_other_depths_are_refused(depth):
+    with pytest.raises(InputError, match="depth 6n|number of blocks"):
+        Architecture(depth, (4, 8, 16)).build(10)

@@ -53,8 +53,7 @@ def test_settings_are_modes_with_rules_and_rules_that_choose_alike_share_a_run(m
 
     trained = SimpleNamespace(model=nn.Identity())
     for name, stand_in in {
-        "train_or_load": lambda *_, **__: trained,
-        "teacher_recipe": lambda _: None,
+        "teacher_for": lambda *_, **__: trained,
         "generator_config": lambda *_, **__: None,
         "generator_task": generator_task,
         "export_parts": lambda _, branch: branch,

@@ -199,3 +199,21 @@ def test_pretraining_learns_the_known_classes_and_discovery_leaves_the_teacher_a
 def test_bad_input_is_refused(call, words):
     with pytest.raises(InputError, match=words):
         call()
+
+
+def test_a_pretrained_network_is_read_from_an_earlier_run(tmp_path):
+    from types import SimpleNamespace
+
+    from safetensors.torch import save_file
+
+    from kdnb.studies.novel_classes import CosineNet, pretrained
+    from kdnb.training.teachers import fresh
+
+    normal = {"in_channels": 1, "num_classes": KNOWN + NOVEL, "mean": (0.5,), "std": (0.5,)}
+    data = SimpleNamespace(normalization=normal, channels=1, test=TASK.test)
+    made = CosineNet(fresh("resnet8w4", data, 5), KNOWN, 1).eval()
+    save_file(made.state_dict(), tmp_path / "known.safetensors")
+    net, found = pretrained(str(tmp_path / "known.safetensors"), "resnet8w4", data, TASK)
+    assert torch.equal(net(TASK.test.images), made(TASK.test.images)) and 0 <= found.last["top1"] <= 1
+    with pytest.raises(InputError, match=f"has {KNOWN} classes, {KNOWN + 1} were asked for"):
+        pretrained(str(tmp_path / "known.safetensors"), "resnet8w4", data, TASK._replace(num_known=KNOWN + 1))

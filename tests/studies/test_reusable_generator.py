@@ -9,7 +9,15 @@ from kdnb.data import load
 from kdnb.errors import InputError
 from kdnb.generators.reusable import ReusableGenerator
 from kdnb.studies.generator_loop import GeneratorConfig
-from kdnb.studies.reusable_generator import Task, generator_config, generator_task, released_weights, reusable_parts
+from kdnb.studies.reusable_generator import (
+    Task,
+    generator_config,
+    generator_task,
+    new_generator,
+    released_weights,
+    reusable_parts,
+    saved_generator,
+)
 from kdnb.training.teachers import Trained
 from tests.studies.test_generator_loop import CONFIG, fused, network
 
@@ -58,6 +66,45 @@ def test_parameters_and_changes_go_over_the_recipe_of_the_data_set(digits):
 def test_a_data_set_without_a_recipe_gets_the_published_setting(digits):
     config = generator_config(dataclasses.replace(digits, name="cifar10"))
     assert (config.epochs, config.width, config.temperature) == (GeneratorConfig().epochs, 64, 20.0)
+
+
+def test_the_published_weights_follow_the_teacher_and_the_released_steps_the_size(digits):
+    cifar, tiny = (dataclasses.replace(digits, name=name) for name in ("cifar10", "tiny_imagenet"))
+    config = generator_config(cifar, teacher="vgg11")
+    assert (config.adv_weight, config.oh_weight, config.inner_steps) == (1.0, 0.5, 10)
+    assert generator_config(tiny, teacher="resnet34").inner_steps == 50
+    assert generator_config(digits, teacher="vgg11") == generator_config(digits)
+
+
+def test_constants_of_the_loop_and_the_bound_in_pixels_are_parameters(digits):
+    config = generator_config(
+        digits, {"loop": "generator_width:8 bn_momentum:0.5", "epsilon": 10.0, "probability": 0.1}
+    )
+    assert (config.width, config.bn_momentum, config.epsilon, config.probability) == (8, 0.5, 10 / 255, 0.1)
+    assert generator_config(digits, {"epsilon": 10.0}) == generator_config(digits)
+
+
+def test_a_saved_generator_is_the_one_that_was_saved(digits, tmp_path, monkeypatch):
+    from kdnb.runs import start_run
+
+    monkeypatch.setenv("KDNB_OUTPUTS", str(tmp_path))
+    made = new_generator(SMALL, digits, seed=3).eval()
+    path = start_run("demo", {"seed": 0}).save_network("generator", made)
+    z = torch.randn(4, SMALL.latent_dim)
+    assert torch.equal(saved_generator(path, SMALL, digits)(z), made(z))
+
+
+@pytest.mark.parametrize("change", [{"latent_dim": 5}, {"width": 2}, {"generator": "latent"}])
+def test_a_saved_generator_of_other_sizes_is_refused_in_a_sentence(digits, tmp_path, change):
+    from safetensors.torch import save_file
+
+    path = tmp_path / "generator.safetensors"
+    save_file(new_generator(dataclasses.replace(SMALL, **change), digits, seed=0).state_dict(), path)
+    with pytest.raises(InputError, match=r"file generator.safetensors is not of a generator of these sizes"):
+        saved_generator(path, SMALL, digits)
+    path.write_bytes(b"<html>")
+    with pytest.raises(InputError, match="neither a torch nor a safetensors file"):
+        saved_generator(path, SMALL, digits)
 
 
 def test_a_task_is_made_once_and_shared_where_settings_are_unused(digits, tmp_path, monkeypatch):

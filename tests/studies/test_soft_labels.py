@@ -209,3 +209,14 @@ def test_forward_cost_counts_multiply_adds():
     net = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3, bias=False), torch.nn.Flatten(), torch.nn.Linear(2 * 6 * 6, 5))
     assert forward_cost(net, (1, 8, 8)) == 2 * 9 * 36 + 2 * 36 * 5
     assert net.training
+
+
+def test_milestones_and_warm_up_count_how_often_an_image_is_shown(monkeypatch):
+    from kdnb.studies import soft_labels
+
+    seen = []
+    monkeypatch.setattr(soft_labels, "fresh", lambda *_: None)
+    monkeypatch.setattr(soft_labels, "fit", lambda net, part, test, recipe, **_: seen.append(recipe))
+    recipe = Recipe(24, 12, 0.1, schedule="multistep", milestones=(12, 18), warmup_epochs=4, crop_padding=2, flip=True)
+    distil_from_store("resnet8w4", split(), load("digits", 8), recipe)
+    assert (seen[0].epochs, seen[0].milestones, seen[0].warmup_epochs) == (12, (6, 9), 2)

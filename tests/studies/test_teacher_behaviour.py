@@ -8,7 +8,14 @@ from torch import nn
 
 from kdnb.data.tensors import Split
 from kdnb.models import build
-from kdnb.studies.teacher_behaviour import batch_norm_distance, describe, feature_map, sort_by_confidence, titles
+from kdnb.studies.teacher_behaviour import (
+    batch_norm_distance,
+    behaviour_sources,
+    describe,
+    feature_map,
+    sort_by_confidence,
+    titles,
+)
 
 
 def teacher() -> nn.Module:
@@ -73,3 +80,18 @@ def test_predictions_are_sorted_with_the_surest_first():
     assert found["right"][0][:, 0, 0, 0].tolist() == pytest.approx([-0.9, 0.1])
     assert found["wrong"][0][:, 0, 0, 0].tolist() == pytest.approx([0.8, -0.3]) and found["wrong"][1].tolist() == [1, 0]
     assert titles(["a", "b"], *found["wrong"][1:])[0] == "b 0.83"
+
+
+def test_pictures_on_disk_are_read_up_to_the_number_of_samples(tmp_path):
+    from types import SimpleNamespace
+
+    from tests.data.test_folders import make_split
+
+    split = make_split(tmp_path)
+    data = SimpleNamespace(private=split, test=split, channels=3, image_size=16)
+    found = behaviour_sources(data, None, count=4)
+    assert list(found) == ["private", "test", "gaussian", "uniform"]
+    assert all(images.shape == (4, 3, 16, 16) and images.abs().max() <= 1 for images, _ in found.values())
+    made = Split(torch.zeros(9, 3, 16, 16), torch.arange(9))
+    found = behaviour_sources(data, made, count=4)
+    assert found["synthetic"][1].tolist() == [5, 6, 7, 8] and len(found) == 5

@@ -15,13 +15,11 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
 
-from kdnb import models
+from kdnb import choices, models
 from kdnb.data import DATASETS
 from kdnb.errors import InputError, check_name
 from kdnb.live import check_names
 from kdnb.methods import METHODS, parse_method
-
-_BRANCH_RULES = ("gan1", "gan2", "less_active", "more_active")
 
 
 class Parameter(NamedTuple):
@@ -217,15 +215,15 @@ def _read_group(name: str, members: Mapping[str, Parameter], text: str) -> dict[
 
 # fields of `kdnb.training.recipe.Recipe` beside those that are parameters themselves
 TRAINING = {
-    "schedule": _choice("schedule", ("one_cycle", "multistep", "cosine", "constant"), "how the learning rate falls"),
+    "schedule": _choice("schedule", choices.SCHEDULES, "how the learning rate falls"),
     "lr_gamma": _real(0, 1, "factor of the learning rate at a milestone", above=True),
     "final_lr": _real(0, 100, "learning rate at the end of a cosine"),
     "warmup_epochs": _real(0, 1000, "epochs of a linear warm-up"),
     "momentum": _real(0, 0.9999, "momentum of SGD"),
     "nesterov": _flag("Nesterov's momentum"),
     "clip_norm": _real(0, 1e6, "limit of the global gradient norm", above=True),
-    "precision": _choice("precision", ("fp32", "bf16", "fp16"), "number format of autocast"),
-    "layout": _choice("layout", ("contiguous", "channels_last"), "memory format of images"),
+    "precision": _choice("precision", choices.PRECISIONS, "number format of autocast"),
+    "layout": _choice("layout", choices.LAYOUTS, "memory format of images"),
     "compile": _flag("whether torch compiles the student"),
     "ema_decay": _real(0, 0.999999, "decay of the averaged weights that are evaluated and kept", above=True),
     "eval_every": _integer(1, 100_000, "epochs between evaluations"),
@@ -242,7 +240,7 @@ LOOP = {
     "perturbation_width": _integer(1, 10_000, "channels of the perturbation network's first convolution"),
     "perturbation_blocks": _integer(0, 100, "residual blocks of the perturbation network"),
     "twin_branches": _flag("whether the second branch starts as a copy of the first, as released"),
-    "meta_update": _choice("meta update", ("fomaml", "reptile"), "step of the generator itself"),
+    "meta_update": _choice("meta update", choices.META_UPDATES, "step of the generator itself"),
 }
 _GROUPS = {"training": TRAINING, "loop": LOOP}
 
@@ -271,8 +269,8 @@ PARAMETERS: dict[str, Parameter] = {
     "teacher_checkpoint": _path("teacher weights to use instead of training a teacher"),
     "teacher_checkpoints": _paths("weights of the teachers, in their order, to use instead of training them"),
     "next_teacher_checkpoint": _path("weights of the second task's teacher"),
-    "teacher_split": _choice("split", ("private", "train"), "images a teacher is trained on: the private half, or all"),
-    "split": _choice("split", ("private", "train"), "images all networks are trained on: the private half, or all"),
+    "teacher_split": _choice("split", choices.SPLITS, "images a teacher is trained on: the private half, or all"),
+    "split": _choice("split", choices.SPLITS, "images all networks are trained on: the private half, or all"),
     # training
     "epochs": _integer(1, 100_000, "passes over the data, or rounds"),
     "teacher_epochs": _integer(0, 100_000, "passes when a teacher is trained, 0 for those of the data set's recipe"),
@@ -347,13 +345,13 @@ PARAMETERS: dict[str, Parameter] = {
     "next_epochs": _integer(1, 100_000, "rounds of the task that reuses the generator"),
     "modes": _choices(
         "generator mode",
-        ("anew", "reuse_common", "reuse_finetune", "reuse_fix"),
+        choices.GENERATOR_MODES,
         "initial states and rates of the generator",
     ),
-    "hard_losses": _choices("hard loss", ("none", "no_aea", "aea"), "kinds of hard loss to compare"),
-    "branch_rule": _choice("branch rule", _BRANCH_RULES, "which branch of the generator is reused"),
+    "hard_losses": _choices("hard loss", choices.HARD_LOSSES, "kinds of hard loss to compare"),
+    "branch_rule": _choice("branch rule", choices.BRANCH_RULES, "which branch of the generator is reused"),
     "branch_rules": _choices(
-        "branch rule", _BRANCH_RULES, "rules, by which a branch of the generator is chosen for reuse, to compare"
+        "branch rule", choices.BRANCH_RULES, "rules, by which a branch of the generator is chosen for reuse, to compare"
     ),
     "reuse_path": _path("generator of an earlier run, checkpoints/generator.safetensors there, that is reused"),
     "synthetic": _flag("whether images of a data-free generator are looked at as well"),
@@ -379,12 +377,20 @@ PARAMETERS: dict[str, Parameter] = {
     "prior_folder": _text(
         r"[^\x00\n]*", "the path of a folder, or empty", "a diffusers model to use as prior instead of training one"
     ),
-    "solver": _choice("solver", ("ddim", "dpmsolver++", "unipc"), "sampler of the prior"),
+    "prior": _choice("prior", choices.PRIORS, "architecture of the prior, where one is trained"),
+    "prior_domain": _choice("domain", choices.DOMAINS, "what the prior has seen, against the teacher's data"),
+    "solver": _choice("solver", choices.SOLVERS, "sampler of the prior"),
     "num_steps": _integer(1, 1000, "denoising steps"),
-    "gate": _choice("gate", ("entropy", "normalized_entropy", "constant"), "what opens the guidance of a sample"),
+    "rule": _choice("rule", choices.RULES, "one gradient of both losses (joint), or each at its own length (separate)"),
+    "gate": _choice("gate", choices.GATES, "what opens the guidance of a sample"),
     "lambda_max": _real(0, 1e6, "strongest guidance"),
     "eta": _real(0, 1e6, "step share of the guidance"),
     "entropy_threshold": _real(0, 100, "entropy at which the gate is half open, in the gate's unit"),
+    "xi": _real(0, 1, "guard of the normalisation of the gradient", above=True),
+    "squared_norms": _flag("whether the batch-norm loss squares its norms"),
+    "views": _integer(1, 64, "shifted and noised views the class gradient is averaged over, the image among them"),
+    "balanced": _flag("whether the classes asked for take turns, rather than being drawn"),
+    "augment": _flag("whether images for the student are cropped and flipped as the data set's recipes do"),
     "sharpness": _real(0, 1e6, "steepness of the gate", above=True),
     "bn_weight": _real(0, 1e6, "weight of the batch-norm loss"),
     # online data-free distillation

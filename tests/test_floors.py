@@ -9,7 +9,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "kdnb"
 
 FLOORS = (
-    {"errors", "rehearsal"},
+    {"errors", "rehearsal", "choices"},
     {"progress"},
     {"live", "storage", "intervals", "losses", "models", "generators"},
     {"randomness", "metrics", "methods", "attacks", "reports", "checks"},

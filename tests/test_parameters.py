@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from kdnb.errors import InputError
+from kdnb.methods import METHODS
 from kdnb.parameters import LOOP, PARAMETERS, TRAINING, Parameters, collect, group, resolve
 from kdnb.runner.cell import read_cell
 
@@ -176,22 +177,14 @@ def test_parameters_are_read_as_attributes():
 
 
 def test_choices_agree_with_the_code_that_uses_them():
-    from kdnb.samplers.cadr import GATES
-    from kdnb.samplers.diffusion import SOLVERS
-    from kdnb.studies.reusable_generator import BRANCH_RULES
-    from kdnb.training.recipe import LAYOUTS, PRECISIONS, SCHEDULES
+    from kdnb import choices
+    from kdnb.generators.diffusion import PRIORS
+    from kdnb.generators.reusable import MODES
+    from kdnb.training.recipe import DTYPES, MEMORY_FORMATS
 
-    table = PARAMETERS | TRAINING
-    for name, choices in {
-        "gate": GATES,
-        "solver": SOLVERS,
-        "layout": LAYOUTS,
-        "precision": PRECISIONS,
-        "schedule": SCHEDULES,
-        "branch_rule": BRANCH_RULES,
-    }.items():
-        assert table[name].allowed == f"one of {', '.join(choices)}"
-    assert PARAMETERS["branch_rules"].allowed.endswith(" ".join(f"{rule}," for rule in BRANCH_RULES)[:-1])
+    assert choices.PRIORS == tuple(PRIORS) and choices.GENERATOR_MODES == tuple(MODES)
+    assert choices.PRECISIONS == tuple(DTYPES) and choices.LAYOUTS == tuple(MEMORY_FORMATS)
+    assert set(choices.BASELINES.values()) <= set(METHODS)
 
 
 def test_every_line_of_the_table_says_what_is_allowed_and_what_for():

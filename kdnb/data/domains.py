@@ -17,12 +17,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kdnb.choices import DOMAINS
 from kdnb.data import load
 from kdnb.data.tensors import Dataset, Split
 from kdnb.errors import InputError, check_name
 from kdnb.randomness import generator_for
 
-DOMAINS = ("same", "skewed", "mixed", "foreign")
 FOREIGN = {"digits": "fashion_mnist", "fashion_mnist": "digits"}  # grey, and alike in size
 PROCEDURAL = "procedural textures and shapes"
 _RARE = (0, 1, 2, 3, 4)  # images of the rare classes, in turn

@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from kdnb.choices import BASELINES
 from kdnb.reports.run_files import RunFiles
 
 HEADLINE_SEEDS = 3  # for a headline; a claim about half a point needs 5
-BASELINES = ("student alone", "plain KD")
 _EXECUTION = (
     "profile",
     "by_hand",

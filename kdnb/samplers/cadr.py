@@ -22,17 +22,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kdnb.choices import GATES, RULES, VARIANTS
 from kdnb.errors import InputError, check_name
 from kdnb.losses.datafree import batch_norm_terms
 from kdnb.metrics import entropy
 from kdnb.models.probes import BatchNormProbe
 from kdnb.randomness import generator_for
 from kdnb.samplers.guidance import adaptive_rectification, entropy_gate, separate_rectification, shifted_views, surprise
-
-VARIANTS = ("corrected", "reference")
-RULES = ("joint", "separate")
-GATES = ("entropy", "normalized_entropy", "constant", "surprise")
-
 
 # --- the four steps as pure functions ------------------------------------------------------------------------------------------
 

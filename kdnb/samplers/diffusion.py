@@ -7,11 +7,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from kdnb.choices import SOLVERS
 from kdnb.errors import InputError, check_name
 from kdnb.rehearsal import cut
 from kdnb.samplers.cadr import Guidance, ddim_step, noise_from_estimate, rectify_noise, tweedie
 
-SOLVERS = ("ddim", "dpmsolver++", "unipc")
 SPACINGS = ("trailing", "leading")
 
 

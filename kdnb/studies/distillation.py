@@ -12,14 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdnb import methods
+from kdnb.choices import BASELINES
 from kdnb.data.tensors import Dataset
 from kdnb.losses import region_logits
 from kdnb.rehearsal import cut
 from kdnb.training.distil import Distilled, Setting, bound, distil
 from kdnb.training.recipe import Recipe
 from kdnb.training.teachers import Trained
-
-BASELINES = {"student alone": "ce", "plain KD": "kd"}  # at their published settings, in every comparison
 
 
 def one_at_a_time(setting: Setting) -> dict[str, dict[str, Setting]]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kdnb.attacks.hard_loss import EPSILON, PerturbationTrainer, hard_batch
+from kdnb.choices import HARD_LOSSES
 from kdnb.data.augmentation import augment
 from kdnb.data.tensors import Split
 from kdnb.errors import InputError, check_name
@@ -26,8 +27,6 @@ from kdnb.samplers.fast import CroppedSynthesizer
 from kdnb.samplers.supply import PoolSupply
 from kdnb.samplers.synthesizer import Synthesizer
 from kdnb.studies.datafree_loop import GeneratorResult, LoopConfig, distil_from_synthesizer
-
-HARD_LOSSES = ("none", "no_aea", "aea")
 
 
 @dataclass(frozen=True)

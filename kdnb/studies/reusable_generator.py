@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from kdnb.choices import BRANCH_RULES
 from kdnb.data.tensors import Dataset
 from kdnb.errors import InputError, check_name
 from kdnb.generators.latent import LatentGenerator, draw_latents
@@ -20,7 +21,6 @@ from kdnb.studies.generator_loop import GeneratorConfig, distil_from_generator
 from kdnb.training.importers import match_weights, read_weights
 from kdnb.training.teachers import Trained, fresh
 
-BRANCH_RULES = ("gan1", "gan2", "less_active", "more_active")
 _TEACHER_WEIGHTS = {"vgg11": (1.0, 0.5), "wrn_40_2": (1.1, 0.4)}
 _DIGITS = GeneratorConfig(
     epochs=16,

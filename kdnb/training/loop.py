@@ -24,7 +24,7 @@ from kdnb.progress import progress
 from kdnb.randomness import generator_for, seed_everything
 from kdnb.rehearsal import cut
 from kdnb.training.evaluation import evaluate
-from kdnb.training.recipe import LAYOUTS, PRECISIONS, Recipe, learning_rate
+from kdnb.training.recipe import DTYPES, MEMORY_FORMATS, Recipe, learning_rate
 from kdnb.training.resume import Resumable, stop_if_not_finite
 
 
@@ -121,7 +121,7 @@ class _Trainer:
 
     def __init__(self, student: nn.Module, teacher: nn.Module | None, method: nn.Module, recipe: Recipe, device):
         self.student, self.teacher, self.method, self.recipe, self.device = student, teacher, method, recipe, device
-        self.memory_format = LAYOUTS[recipe.layout]
+        self.memory_format = MEMORY_FORMATS[recipe.layout]
         student.to(device, memory_format=self.memory_format).train()
         method.to(device).train()
         if teacher is not None:
@@ -254,7 +254,7 @@ def _single(items: list) -> Any:
 
 
 def _autocast(recipe: Recipe, device: torch.device):
-    dtype = PRECISIONS[recipe.precision]
+    dtype = DTYPES[recipe.precision]
     return torch.autocast(device.type, dtype) if dtype else nullcontext()
 
 

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 import torch
 
+from kdnb.choices import LAYOUTS, PRECISIONS, SCHEDULES
 from kdnb.errors import InputError, check_name
 from kdnb.training.schedules import cosine, multistep, one_cycle
 
-SCHEDULES = ("one_cycle", "multistep", "cosine", "constant")
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+DTYPES = dict(zip(PRECISIONS, (None, torch.bfloat16, torch.float16), strict=True))
+MEMORY_FORMATS = dict(zip(LAYOUTS, (torch.contiguous_format, torch.channels_last), strict=True))
 
 
 @dataclass(frozen=True)

@@ -70,13 +70,11 @@ def _choice(kind: str, names: Iterable[str], help: str) -> Parameter:
     )
 
 
-def _known_model(name: str) -> str:
-    models.find(name)
-    return name
+_MODEL_NAMES = "a name of kdnb.models.MODELS, timm:NAME, torchvision:NAME or FILE.py:function"
 
 
 def _model(help: str) -> Parameter:
-    return Parameter("str", Annotated[str, AfterValidator(_known_model)], "a name of kdnb.models.MODELS", help)
+    return Parameter("str", Annotated[str, AfterValidator(models.known)], _MODEL_NAMES, help)
 
 
 def _text(pattern: str, allowed: str, help: str) -> Parameter:
@@ -130,7 +128,7 @@ def _choices(kind: str, names: Iterable[str], help: str) -> Parameter:
 
 
 def _models(help: str) -> Parameter:
-    return _different(_known_model, "of kdnb.models.MODELS", help)
+    return _different(models.known, f"of models, each {_MODEL_NAMES}", help)
 
 
 def _flag(help: str) -> Parameter:

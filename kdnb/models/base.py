@@ -80,6 +80,11 @@ class Classifier(nn.Module):
     def head(self) -> nn.Linear:
         return self.get_submodule(self.head_name)
 
+    @property
+    def plain(self) -> nn.Module:
+        """The network whose names checkpoints use: itself, or what a wrapper wraps."""
+        return self
+
     def extract(self, x: Tensor) -> Features:
         """All of `Features` for an input that is normalised already."""
         feats = self.taps(x)

@@ -20,6 +20,8 @@ from kdnb import methods
 from kdnb.data.augmentation import augment, strong_augment
 from kdnb.data.tensors import Split
 from kdnb.errors import InputError
+from kdnb.models.base import Classifier
+from kdnb.models.taps import as_classifier
 from kdnb.progress import progress
 from kdnb.randomness import generator_for, random_state, seed_everything, set_random_state
 from kdnb.storage.checkpoints import Checkpointer
@@ -72,6 +74,7 @@ def fit(
     """Train `student` on `train`, guided by `teacher` through `method`; the student is left with the weights of the last epoch.
 
     Args:
+        student, teacher: classifiers, or any nn.Module from images to logits; that one takes images as they come.
         method: a distillation method of `kdnb.methods`, already bound; None: cross-entropy on the labels.
         teacher: in eval mode, never updated; needed if the method says so.
         seed: of the order, the augmentation and the global random state.
@@ -85,6 +88,7 @@ def fit(
     _check_fit(train, method, teacher, recipe)
     device, memory_format = train.device, LAYOUTS[recipe.layout]
     _check_layout(student, recipe, device)
+    student, teacher = _with_features(train, device, student, teacher)
     student.to(device, memory_format=memory_format).train()
     method.to(device).train()
     if teacher is not None:
@@ -172,6 +176,15 @@ def _check_fit(train: Split, method: nn.Module, teacher: nn.Module | None, recip
         raise InputError(f"{type(method).__name__} distils from a teacher, and none was given")
     if train.labels is None and method.needs_labels:
         raise InputError(f"{type(method).__name__} uses labels with these weights, and the images have none")
+
+
+def _with_features(train: Split, device: torch.device, *models: nn.Module | None) -> list[nn.Module | None]:
+    """Networks that are not ours are wrapped, after the first image."""
+    foreign = [model for model in models if model is not None and not isinstance(model, Classifier)]
+    if not foreign:
+        return list(models)
+    shape = next(train.batches(1))[0].shape[1:]
+    return [as_classifier(model.to(device), shape) if model in foreign else model for model in models]
 
 
 def _check_layout(student: nn.Module, recipe: Recipe, device: torch.device) -> None:

@@ -16,7 +16,7 @@ from kdnb.data.tensors import Dataset
 from kdnb.losses import region_logits
 from kdnb.training.distil import Distilled, Setting, _bound, distil
 from kdnb.training.recipe import Recipe
-from kdnb.training.teachers import Trained
+from kdnb.training.teachers import Model, Trained
 
 BASELINES = {"student alone": "ce", "plain KD": "kd"}  # at their published settings, in every comparison
 
@@ -47,7 +47,7 @@ def _text(value: float | list) -> str:
 
 def compare(
     settings: Mapping[str, Setting],
-    student: str,
+    student: Model,
     teacher: Trained,
     data: Dataset,
     recipe: Recipe,

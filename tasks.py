@@ -153,7 +153,7 @@ def demo(context, seed="0"):
     positional=["notebook"],
     iterable=["parameter"],
     help={
-        "notebook": "name, as 01_teacher, or NAME.VARIANT for a variant's parameter file",
+        "notebook": "name, as 01_teacher, or an experiment's, as 04_distillation/kd: `inv experiments` lists them",
         "parameter": "name=value; may be repeated",
         "profile": "folder under params/",
         "limit": "seconds after which the run is stopped",
@@ -177,6 +177,42 @@ def run(context, notebook, parameter=None, profile="quick", limit=None, resume=F
         raise Exit(code=outcome.exit_code)
 
 
+@task(
+    positional=["name"],
+    iterable=["parameter"],
+    help={
+        "name": "experiment, as `inv run` takes it, or a profile for all of its experiments",
+        "parameter": "name=value; may be repeated",
+        "profile": "folder under params/",
+        "limit": "seconds after which a rehearsal is stopped",
+        "shared": "let experiments share what they make, as real runs do; it is then measured in the first of them alone",
+    },
+)
+def rehearse(context, name, parameter=None, profile="quick", limit=None, shared=False):
+    """Run an experiment with its real networks, sizes and batches, each loop cut to two steps; say what the whole would take."""
+    from kdnb.runner.plan import experiments, parse_limit, parse_overrides, profiles
+    from kdnb.runner.rehearse import rehearse as one
+
+    failed = []
+    with _one_sentence():
+        profile, names = (name, experiments(name)) if name in profiles() else (profile, [name])
+        for number, experiment in enumerate(names):
+            _compile_once()
+            found = one(
+                experiment,
+                profile,
+                parse_overrides(parameter or []),
+                parse_limit(limit),
+                fresh=not shared or number == 0,
+            )
+            print(found.describe(), flush=True)
+            failed += [experiment] * bool(found.outcome.exit_code)
+            if found.outcome.status == "interrupted":
+                break
+    if failed:
+        raise Exit(f"did not come to its end: {', '.join(failed)}", 1)
+
+
 @task(name="all", help={"profile": "folder under params/"})
 def run_all(context, profile="quick"):
     """Run every experiment of a profile, one after another, then write its report."""
@@ -184,13 +220,39 @@ def run_all(context, profile="quick"):
     from kdnb.runner.plan import experiments, plan
 
     with _one_sentence():
-        plans = [plan(name, profile) for name in experiments(profile)]
+        names = experiments(profile)
+        plans = [plan(name, profile) for name in names]
         outcomes = [_run(planned) for planned in plans]
         print(f"report: {os.path.relpath(write(profile))}")
-    for planned, outcome in zip(plans, outcomes, strict=True):
-        print(f"{planned.notebook:32} {outcome.status:12} {outcome.seconds:8.1f} s")
+    for name, outcome in zip(names, outcomes, strict=True):
+        print(f"{name:56} {outcome.status:12} {outcome.seconds:8.1f} s")
     if code := max((outcome.exit_code for outcome in outcomes), default=0):
         raise Exit(code=code)
+
+
+@task(help={"profile": "folder under params/; none: all"})
+def experiments(context, profile=None):
+    """List all experiments by profile and notebook: what `inv run` and `inv params` take."""
+    from kdnb.runner.show import list_experiments
+
+    with _one_sentence():
+        print(list_experiments(profile))
+
+
+@task(
+    positional=["notebook"],
+    help={
+        "notebook": "name, as 01_teacher, or an experiment's, as 04_distillation/kd",
+        "profile": "folder under params/; with it the values of the experiment are shown",
+    },
+)
+def params(context, notebook, profile=None):
+    """Print a notebook's parameters: type, default, meaning; with --profile an experiment's values, and the file each is from."""
+    from kdnb.runner.show import describe_experiment, describe_notebook
+
+    with _one_sentence():
+        wants_values = profile or "/" in notebook
+        print(describe_experiment(notebook, profile or "quick") if wants_values else describe_notebook(notebook))
 
 
 @task(
@@ -304,6 +366,24 @@ def test(context, slow=False, k=""):
     if k:
         command += ["-k", k]
     _call(*command, *shlex.split(context.remainder), OMP_NUM_THREADS="1", KDNB_QUIET="1", KDNB_OUTPUTS=str(outputs))
+
+
+@task
+def docs(context):
+    """Write the tables of README and docs/ from the tables in the code."""
+    from kdnb.runner.reference import write_pages
+
+    for name in write_pages():
+        print(f"{name}: tables written anew")
+
+
+@task
+def methods(context):
+    """List the distillation methods: name, idea, source."""
+    from kdnb.methods import METHODS
+
+    for name, entry in METHODS.items():
+        print(f"{name:28} {entry.summary:56} {entry.source}")
 
 
 @task

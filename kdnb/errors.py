@@ -1,4 +1,4 @@
-"""The one error that means "what you gave can't be used": a clear sentence, no traceback needed, exit code 2 on the command line."""
+"""Two errors with a meaning of their own: input that can't be used (exit code 2), and a result that is not what was expected (6)."""
 
 import difflib
 from collections.abc import Iterable
@@ -8,6 +8,10 @@ _SHOWN = 100  # names in a message
 
 class InputError(ValueError):
     """Bad input from outside (a parameter, a file, a name). The message says what was given, what is allowed and what to do."""
+
+
+class UnexpectedResult(AssertionError):
+    """A check of a notebook does not hold: the run went through, its results are kept, and they are not what was expected."""
 
 
 def check_name(kind: str, given: str, allowed: Iterable[str]) -> str:

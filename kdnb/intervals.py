@@ -5,8 +5,6 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-import torch
-
 from kdnb.errors import InputError, check_name
 
 
@@ -51,6 +49,8 @@ def paired_difference(rows: Sequence[Mapping], setting: str, baseline: str, metr
 
     Source: Student, 1908.
     """
+    import torch
+
     values = {}
     for name in (setting, baseline):
         check_name("setting", name, dict.fromkeys(row["setting"] for row in rows))
@@ -75,6 +75,8 @@ def summarize(
     rows: Sequence[Mapping], metrics: Sequence[str] = ("top1", "omitted_top1", "agreement", "kl_to_teacher")
 ) -> list[dict]:
     """One row per setting: n, and for each metric that was measured mean and standard deviation (divisor n - 1) over seeds."""
+    import torch
+
     table = []
     for name in dict.fromkeys(row["setting"] for row in rows):
         own = [row for row in rows if row["setting"] == name]

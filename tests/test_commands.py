@@ -98,7 +98,11 @@ def assert_refused(done, tmp_path, message):
     [
         ("run fin", "unknown notebook 'fin'; did you mean 'fine'"),
         ("run fine --profile standrad", "unknown profile 'standrad'; did you mean 'standard'"),
-        ("run fine --profile standard", "profile standard has no parameters for fine"),
+        ("run fine --profile standard", "profile standard has no fine; these have it: quick"),
+        ("run fine/long", "unknown experiment of profile quick 'fine/long'"),
+        ("params fin", "unknown notebook 'fin'; did you mean 'fine'"),
+        ("params fine/long", "unknown experiment of profile quick 'fine/long'"),
+        ("experiments --profile standrad", "unknown profile 'standrad'; did you mean 'standard'"),
         ("run fine -p epoch=3", "unknown parameter of fine 'epoch'; did you mean 'epochs'"),
         ("run fine -p epochs", "name=value, got 'epochs'"),
         ("run fine -p epochs=0", "epochs must be a whole number from 1"),
@@ -122,6 +126,30 @@ def assert_refused(done, tmp_path, message):
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(call, tmp_path, words, message):
     assert_refused(call(*words.split()), tmp_path, message)
+
+
+def test_an_old_name_of_an_experiment_is_answered_with_the_new_one(call, tmp_path):
+    (tmp_path / "params" / "standard" / "fine").mkdir()
+    (tmp_path / "params" / "standard" / "fine" / "long.yaml").write_text("epochs: 3\n")
+    assert_refused(call("run", "fine.long", "--profile", "standard"), tmp_path, "^fine.long is now fine/long$")
+
+
+def test_parameters_are_shown_with_where_they_come_from(call, tmp_path):
+    folder = tmp_path / "params" / "standard" / "fine"
+    folder.mkdir()
+    (folder / "_base.yaml").write_text("epochs: 3\n")
+    (folder / "long.yaml").write_text("extends: standard/fine/_base.yaml\nlr: 1e-2\n")
+    assert call("experiments", "--profile", "standard").stdout == "standard:\n    fine/long\n"
+    assert (
+        "quick:\n    fails_at_import\n    fine\n" in call("experiments").stdout
+        or "    fine\n" in call("experiments").stdout
+    )
+    table = call("params", "fine").stdout
+    assert re.search(r"(?m)^epochs +int +2 +\S.*; a whole number", table)
+    shown = call("params", "fine/long", "--profile", "standard").stdout
+    assert re.search(r"(?m)^epochs +standard/fine/_base.yaml +3$", shown)
+    assert re.search(r"(?m)^lr +standard/fine/long.yaml +0.01$", shown)
+    assert re.search(r"(?m)^seed +the notebook +0$", shown)
 
 
 def test_a_truncated_data_file_is_refused(call, tmp_path):

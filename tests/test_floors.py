@@ -9,10 +9,10 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "kdnb"
 
 FLOORS = (
-    {"errors", "progress"},
-    {"usercode"},
+    {"errors", "rehearsal"},
+    {"progress", "usercode"},
     {"storage", "intervals", "losses", "models", "generators"},
-    {"randomness", "metrics", "methods", "attacks", "reports"},
+    {"randomness", "metrics", "methods", "attacks", "reports", "checks"},
     {"data", "samplers", "runs"},
     {"training", "parameters"},
     {"studies", "runner"},

@@ -470,6 +470,10 @@ LINES = st.sampled_from(
         "2: 3",
         "~: 1",
         "lr: &a [1, 2]",
+        "extends: standard/_base.yaml",
+        "extends: standard/fine.yaml",
+        "extends: [x]",
+        "extends: 0x" + "f" * 5000,
         "seed: *a",
         "<<: *a",
         "=: 1",
@@ -491,6 +495,7 @@ LINES = st.sampled_from(
     | damaged(b"epochs: 5\nlr: 1e-2\nseed: 3  # ours\n")
 )
 def test_any_text_is_a_parameter_file_or_refused(text, folder):
+    (folder / "params" / "standard" / "_base.yaml").write_text("seed: 3\n")
     path = folder / "params" / "standard" / "fine.yaml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode(errors="surrogatepass"))
     assert isinstance(value_or_refusal(read_params, "fine", "standard"), dict | None)

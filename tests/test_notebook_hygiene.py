@@ -9,7 +9,7 @@ import pytest
 from kdnb.parameters import PARAMETERS, resolve
 from kdnb.runner.cell import read_cell
 from kdnb.runner.keep import MAX_BYTES, clean, problems
-from kdnb.runner.plan import plan, read_params
+from kdnb.runner.plan import experiments, param_files, plan, profiles, read_params, resolve_experiment
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -79,10 +79,10 @@ def test_the_quick_parameter_file_repeats_the_defaults(path):
 
 
 def test_every_parameter_file_fits_its_notebook(path):
-    for file in sorted((ROOT / "params").glob(f"*/{path.stem}*.yaml")):
-        values = read_params(path.stem, file.parent.name, file.stem.partition(".")[2])
-        assert set(values) <= set(read_cell(path)), file
-        resolve({name: line.default for name, line in read_cell(path).items()} | values)
+    for profile in profiles():
+        for name in experiments(profile):
+            if name.partition("/")[0] == path.stem:
+                resolve_experiment(name, profile)
 
 
 def test_it_can_be_planned(path):
@@ -101,5 +101,11 @@ def test_it_reports_its_own_name(path, notebook):
 
 def test_every_parameter_file_belongs_to_a_notebook():
     names = {path.stem for path in NOTEBOOKS}
-    for file in (ROOT / "params").glob("*/*.yaml"):
-        assert file.stem.partition(".")[0] in names, file
+    for profile in profiles():
+        assert {name.partition("/")[0] for name in experiments(profile)} <= names, profile
+
+
+def test_every_parameter_file_is_an_experiment_or_the_base_of_one():
+    files = {path.relative_to(ROOT / "params").as_posix() for path in (ROOT / "params").rglob("*.yaml")}
+    used = {file for profile in profiles() for name in experiments(profile) for file, _ in param_files(name, profile)}
+    assert files == used

@@ -4,7 +4,6 @@ import sys
 
 import pytest
 
-from kdnb import parameters
 from kdnb.errors import InputError
 from kdnb.parameters import PARAMETERS, Parameters, collect, resolve
 from kdnb.runner.cell import read_cell
@@ -289,7 +288,7 @@ def test_read_cell_refuses_files_that_are_no_notebooks(tmp_path, content):
 
 
 def test_read_cell_refuses_a_file_that_is_far_too_large(tmp_path, monkeypatch):
-    monkeypatch.setattr(parameters, "_MAX_NOTEBOOK", 10)
+    monkeypatch.setattr("kdnb.runner.cell._MAX_NOTEBOOK", 10)
     with pytest.raises(InputError, match="larger than 10 bytes"):
         read_cell(notebook(tmp_path, "lr: float = 1.0  # rate"))
 

@@ -13,16 +13,24 @@ from kdnb.methods import build as build_method
 from kdnb.models import build
 from kdnb.models.base import feature_shapes
 from kdnb.parameters import resolve
-from kdnb.runner.plan import read_params
+from kdnb.runner.plan import experiments, profiles, read_params
 from kdnb.training.distil import Setting
 
 PARAMS = Path(__file__).parent.parent / "params"
-FILES = sorted(PARAMS.glob("*/04_distillation*.yaml"))
-QUICK = read_params("04_distillation", "quick")
+NOTEBOOK = "04_distillation"
+EXPERIMENTS = [(profile, name) for profile in profiles() for name in experiments(profile) if NOTEBOOK in name]
+PAIRS = [(profile, name) for profile, name in EXPERIMENTS if profile in ("cifar100", "imagenet", "cub200")]
+CIFAR100 = [name for profile, name in PAIRS if profile == "cifar100"]
+QUICK = read_params(NOTEBOOK, "quick")
 
 
-def values_of(file: Path):
-    return resolve(QUICK | read_params("04_distillation", file.parent.name, file.stem.partition(".")[2]))
+def values_of(profile: str, name: str):
+    return resolve(QUICK | read_params(name, profile))
+
+
+def words_of(name: str) -> list[str]:
+    """Teacher, student and code base out of an experiment's name."""
+    return name.removeprefix(f"{NOTEBOOK}/").split("-")
 
 
 def settings_of(p) -> list[Setting]:
@@ -45,50 +53,74 @@ def shapes_once(monkeypatch):
     monkeypatch.setattr(base, "feature_shapes", _shapes)
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}/{file.stem}")
-def test_the_pair_is_built_and_every_method_fits_it(file):
-    p = values_of(file)
+@pytest.mark.parametrize("profile, name", EXPERIMENTS)
+def test_the_pair_is_built_and_every_method_fits_it(profile, name):
+    p = values_of(profile, name)
     spec = dataset_spec(p.dataset)
     student, teacher = (network(name, spec.num_classes, spec.channels) for name in (p.student, p.teacher))
     with torch.device("meta"):
         for setting in settings_of(p):
             bound = build_method(setting.method, **setting.hyper).bind(
-                student, teacher, (spec.channels, spec.image_size, spec.image_size), spec.num_classes, p.batch_size
+                student,
+                teacher,
+                (spec.channels, spec.image_size, spec.image_size),
+                spec.num_classes,
+                p.batch_size,
+                p.epochs,
+                num_images=1000,
             )
             assert setting.hyper.items() <= bound.hyper.items()
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}/{file.stem}")
+@pytest.mark.parametrize(
+    "file", sorted(PARAMS.glob(f"*/{NOTEBOOK}*/*.yaml")), ids=lambda file: str(file.relative_to(PARAMS))
+)
 def test_every_value_says_where_it_comes_from(file):
     for line in file.read_text().splitlines():
-        if not line.startswith("#") and line != "others:":
+        if not line.startswith(("#", "extends: ")) and line != "others:":
             assert re.search(r"# (paper|released code|ours)", line), line
 
 
-@pytest.mark.parametrize(
-    "file",
-    [file for file in FILES if file.parent.name in ("cifar100", "imagenet", "cub200")],
-    ids=lambda file: f"{file.parent.name}/{file.stem}",
-)
-def test_names_of_files_are_teacher_and_student(file):
-    p = values_of(file)
-    assert file.stem.split(".")[1:3] == [p.teacher, p.student] and p.dataset == file.parent.name
+@pytest.mark.parametrize("profile, name", PAIRS)
+def test_names_of_files_are_teacher_and_student(profile, name):
+    p = values_of(profile, name)
+    assert words_of(name)[:2] == [p.teacher, p.student] and p.dataset == profile
 
 
 def test_light_students_learn_slower_and_the_sdd_code_base_clips():
-    for file in sorted(PARAMS.glob("cifar100/04_distillation*.yaml")):
-        p, light = values_of(file), {"mobilenetv2", "shufflenetv1", "shufflenetv2", "shufflenetv2_1_5"}
-        code = file.stem.split(".")[3:]
-        assert p.clip_norm == (40.0 if code in (["sdd"], ["fusion"]) else None), file
-        expected = 0.05 if code == ["fusion"] else 0.01 if p.student in light else 0.025 if code == ["mlld"] else 0.05
-        assert p.lr == expected, file
-        assert (p.batch_size, p.weight_decay, p.milestones) == (64, 5e-4, [150, 180, 210]) and p.epochs == (
-            480 if code == ["mlld"] else 240
-        )
+    light = {"mobilenetv2", "shufflenetv1", "shufflenetv2", "shufflenetv2_1_5"}
+    for name in CIFAR100:
+        p, code = values_of("cifar100", name), "".join(words_of(name)[2:])
+        fusion = code.startswith("fusion")
+        assert p.clip_norm == (40.0 if fusion or code == "sdd" else None), name
+        assert p.lr == (0.05 if fusion else 0.01 if p.student in light else 0.025 if code == "mlld" else 0.05), name
+        assert (p.batch_size, p.weight_decay, p.milestones) == (64, 5e-4, [150, 180, 210])
+        assert p.epochs == (480 if code == "mlld" else 240), name
 
 
 def test_all_published_pairs_are_there():
     """Tables 1 and 2 of LSKD, table 3 of SDD, table 2 of SimKD, and the two pairs of the data-free papers."""
-    pairs = {tuple(file.stem.split(".")[1:3]) for file in PARAMS.glob("cifar100/04_distillation*.yaml")}
+    pairs = {tuple(words_of(name)[:2]) for name in CIFAR100}
     assert len(pairs) == 14 + 6 + 2 + 2
     assert {("resnet32x4", "resnet8x4"), ("wrn_40_2", "vgg8"), ("vgg11", "resnet18"), ("resnet34", "resnet18")} <= pairs
+
+
+def test_the_fusion_runs_its_pairs_on_both_data_sets():
+    fusion = {(profile, *words_of(name)[:2]) for profile, name in PAIRS if "-fusion" in name}
+    sdd = {(profile, *words_of(name)[:2]) for profile, name in PAIRS if name.endswith("-sdd")}
+    assert {student for _, teacher, student in fusion if teacher == "wrn_40_2"} == {
+        "vgg8",
+        "shufflenetv1",
+        "mobilenetv2",
+    }
+    assert {pair for pair in fusion if pair[0] == "cub200"} == {pair for pair in sdd if pair[0] == "cub200"}
+    assert {values_of("cub200", name).lr for profile, name in PAIRS if profile == "cub200" and "-fusion" in name} == {
+        0.01
+    }
+
+
+def test_one_experiment_compares_all_sets_of_scales():
+    p = values_of("cifar100", f"{NOTEBOOK}/resnet32x4-resnet8x4-fusion_scales")
+    found = [(setting.method, setting.hyper["scales"]) for setting in settings_of(p)]
+    sets = [[1], [1, 2], [1, 4], [1, 2, 4]]
+    assert found == [(method, scales) for method in ("sdd_kd_lskd", "sdd_dkd_lskd") for scales in sets]

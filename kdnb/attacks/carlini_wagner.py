@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from kdnb.errors import InputError
 from kdnb.models.frozen import frozen
+from kdnb.rehearsal import cut
 
 UPPER_C = 1e10  # end of the search interval for c; "no upper bound found yet"
 
@@ -62,7 +63,7 @@ def carlini_wagner_l2(
     c = torch.full_like(low, initial_c)
     best, best_l2, history = images.clone(), torch.full_like(low, torch.inf).to(images.dtype), []
     with frozen(model):
-        for _ in range(search_steps):
+        for _ in cut(range(search_steps), "search step", most=1):
             found, found_l2 = _minimise(model, images, labels, c.to(images.dtype), targeted, confidence, lr, num_steps)
             success = found_l2.isfinite()
             best, best_l2 = _closer(best, best_l2, found, found_l2)
@@ -79,7 +80,7 @@ def _minimise(model, images, labels, c, targeted, confidence, lr, num_steps) -> 
     optimizer = torch.optim.Adam([w], lr=lr)
     best, best_l2 = images, torch.full_like(c, torch.inf)
     previous, interval = torch.full_like(c, torch.inf), max(num_steps // 10, 1)
-    for step in range(num_steps):
+    for step in cut(range(num_steps), "attack step"):
         candidates = torch.tanh(w)
         gap = class_margin(model(candidates), labels, targeted)
         squared = (0.5 * (candidates - images)).square().flatten(1).sum(dim=1)
@@ -137,7 +138,7 @@ def carlini_wagner_l2_released(
     optimizer = torch.optim.Adam([w], lr=lr)
     previous, interval = 1e10, max(max_iter // 10, 1)
     with frozen(model):
-        for step in range(max_iter):
+        for step in cut(range(max_iter), "attack step"):
             attacked = 0.5 * (torch.tanh(w) + 1)
             logits = model(attacked)
             gap = logits.gather(1, labels[:, None])[:, 0] - logits.scatter(1, labels[:, None], 0.0).amax(dim=1)

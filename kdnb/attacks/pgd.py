@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from kdnb.errors import InputError
 from kdnb.models.frozen import frozen
+from kdnb.rehearsal import cut
 
 
 def projected_gradient(
@@ -45,7 +46,7 @@ def projected_gradient(
         attacked = low + (high - low) * noise
     direction = -1.0 if targeted else 1.0
     with frozen(model):
-        for _ in range(num_steps):
+        for _ in cut(range(num_steps), "attack step"):
             attacked = attacked.detach().requires_grad_()
             loss = F.cross_entropy(model(attacked), labels, reduction="sum")
             (gradient,) = torch.autograd.grad(loss, attacked)

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from kdnb.data.crops import random_boxes
 from kdnb.errors import InputError, check_name
 from kdnb.randomness import generator_for
+from kdnb.rehearsal import cut
 
 _MAX_BYTES = 64 * 2**20
 _MAX_PIXELS = 100_000_000
@@ -178,7 +179,8 @@ class FolderSplit:
 
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
         """In order, with the framing of evaluation."""
-        return self._stream(torch.arange(len(self)).split(batch_size), None)
+        batches = torch.arange(len(self)).split(batch_size)
+        return cut(self._stream(batches, None), "batch", len(batches), most=1)
 
     def _stream(self, batches: Iterable[Tensor], key: tuple[int, int] | None) -> Iterator[tuple[Tensor, Tensor | None]]:
         pool = ThreadPoolExecutor(self.workers or min(16, os.cpu_count() or 1), thread_name_prefix="kdnb-pictures")

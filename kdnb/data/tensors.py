@@ -15,6 +15,7 @@ from kdnb.data.formats import read_cifar_batch, read_idx
 from kdnb.data.locate import locate
 from kdnb.errors import InputError
 from kdnb.randomness import generator_for
+from kdnb.rehearsal import cut
 
 
 @dataclass
@@ -65,7 +66,7 @@ class Split:
 
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
         """In order, without augmentation: for evaluation."""
-        for start in range(0, len(self), batch_size):
+        for start in cut(range(0, len(self), batch_size), "batch", most=1):
             part = slice(start, start + batch_size)
             yield self.images[part], None if self.labels is None else self.labels[part]
 

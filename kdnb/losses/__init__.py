@@ -1,5 +1,6 @@
 """Losses as pure functions: tensors in, a scalar (or one value a sample) out; each states its equation and source."""
 
+from kdnb.losses.attention import at_loss, attention_map
 from kdnb.losses.bounds import (
     PPCA,
     correlated_pairs_bound,
@@ -18,6 +19,8 @@ from kdnb.losses.bounds import (
     ppca_posterior,
     ppca_reconstruction,
 )
+from kdnb.losses.cat_kd import cat_loss, cat_loss_normalized, class_activation_map
+from kdnb.losses.crd import crd_log_normalizer, crd_log_scores, crd_loss
 from kdnb.losses.dkd import dkd_loss, dkd_per_sample
 from kdnb.losses.features import batch_similarity, feature_mse, pool_to, pool_to_smaller, semckd_loss, vid_loss
 from kdnb.losses.kd import ce_loss, kd_loss, kd_per_sample
@@ -29,7 +32,9 @@ from kdnb.losses.mlld import (
     mlld_loss,
     mlld_loss_released,
 )
+from kdnb.losses.ofd import ofd_loss, ofd_margin
 from kdnb.losses.relation import relation_loss, relation_loss_released, swapped_prediction
+from kdnb.losses.reviewkd import hierarchical_context_loss
 from kdnb.losses.sdd import (
     check_scales,
     multiscale_pool,
@@ -41,6 +46,7 @@ from kdnb.losses.sdd import (
     sdd_kd_lskd_loss_released,
     sdd_weights,
 )
+from kdnb.losses.similarity import pkt_loss, relative_distances, rkd_losses, similarity_rows, sp_loss
 from kdnb.losses.sinkhorn import sinkhorn
 from kdnb.losses.soft_labels import (
     CONTEXT,
@@ -70,6 +76,7 @@ from kdnb.losses.teacher_free import (
     virtual_teacher_kl_released,
 )
 from kdnb.losses.tolerant import generation_loss, patriarch_loss, top_score_difference
+from kdnb.losses.wkd_f import grid_moments, wkd_f_losses
 from kdnb.losses.zero_cost import classifier_gradient, diswot_score, relation_score, semantic_score
 
 __all__ = [
@@ -80,16 +87,24 @@ __all__ = [
     "MODES",
     "POSITIVE",
     "PPCA",
+    "at_loss",
+    "attention_map",
     "batch_relation_rows",
     "batch_similarity",
+    "cat_loss",
+    "cat_loss_normalized",
     "ce_loss",
     "check_scales",
+    "class_activation_map",
     "class_relation_rows",
     "classifier_gradient",
     "compress_labels",
     "confidence_masks",
     "correlated_pairs_bound",
     "correlated_pairs_information",
+    "crd_log_normalizer",
+    "crd_log_scores",
+    "crd_loss",
     "diagonal_kl",
     "diswot_score",
     "dkd_loss",
@@ -100,6 +115,8 @@ __all__ = [
     "gaussian_kl",
     "gaussian_mutual_information",
     "generation_loss",
+    "grid_moments",
+    "hierarchical_context_loss",
     "info_nce",
     "iwae_bound",
     "kd_loss",
@@ -111,8 +128,11 @@ __all__ = [
     "mlld_loss",
     "mlld_loss_released",
     "multiscale_pool",
+    "ofd_loss",
+    "ofd_margin",
     "parse_mode",
     "patriarch_loss",
+    "pkt_loss",
     "pool_to",
     "pool_to_smaller",
     "ppca_elbo",
@@ -126,7 +146,9 @@ __all__ = [
     "relation_loss",
     "relation_loss_released",
     "relation_score",
+    "relative_distances",
     "restore_labels",
+    "rkd_losses",
     "sdd_dkd_loss",
     "sdd_dkd_lskd_loss_released",
     "sdd_groups",
@@ -136,8 +158,10 @@ __all__ = [
     "self_mix",
     "semantic_score",
     "semckd_loss",
+    "similarity_rows",
     "sinkhorn",
     "soft_cross_entropy",
+    "sp_loss",
     "standardize",
     "swapped_prediction",
     "tf_kd_reg",
@@ -149,4 +173,5 @@ __all__ = [
     "virtual_teacher",
     "virtual_teacher_kl",
     "virtual_teacher_kl_released",
+    "wkd_f_losses",
 ]

@@ -1,5 +1,6 @@
 """Losses between feature maps; the learned adapters that bring two maps to one shape belong to the methods."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -63,6 +64,12 @@ def vid_loss(mean: Tensor, variance: Tensor, feat_t: Tensor) -> Tensor:
     _same_shape(mean, feat_t)
     variance = upcast(variance).view(1, -1, 1, 1)
     return 0.5 * ((upcast(feat_t.detach()) - upcast(mean)).square() / variance + variance.log()).mean()
+
+
+def unit_length(x: Tensor, dim: int | tuple[int, ...] = -1) -> Tensor:
+    """x over its norm along `dim`. Zeros stay zeros with a gradient of ordinary size; division by max(norm, 1e-12) makes it 1e12 times that."""
+    norm = torch.linalg.vector_norm(x, dim=dim, keepdim=True)
+    return x / torch.where(norm > 0, norm, 1.0)
 
 
 def batch_similarity(feature_map: Tensor) -> Tensor:

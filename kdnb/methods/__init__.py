@@ -56,6 +56,21 @@ METHODS: dict[str, Entry] = {
         "srrl", "SRRLOfficial", "the same on maps, as the authors released it", "Yang et al., ICLR 2021"
     ),
     "simkd": Entry("simkd", "SimKD", "last map aligned, teacher's classifier reused", "Chen et al., CVPR 2022"),
+    "at": Entry("at", "AT", "attention, the strength of maps", "Zagoruyko and Komodakis, ICLR 2017"),
+    "rkd": Entry("rkd", "RKD", "distances and angles between images", "Park et al., CVPR 2019"),
+    "pkt": Entry("pkt", "PKT", "distributions of similarities", "Passalis and Tefas, ECCV 2018"),
+    "sp": Entry("sp", "SP", "similarities of maps in a batch", "Tung and Mori, ICCV 2019"),
+    "crd": Entry("crd", "CRD", "each image found among thousands", "Tian et al., ICLR 2020"),
+    "crd_relaxed": Entry("crd", "CRDRelaxed", "the same with any image of the class", "Tian et al., ICLR 2020"),
+    "reviewkd": Entry("reviewkd", "ReviewKD", "all stages at and after the teacher's", "Chen et al., CVPR 2021"),
+    "ofd": Entry("ofd", "OFD", "maps before their ReLU, with margins", "Heo et al., ICCV 2019"),
+    "ofd_released": Entry("ofd", "OFDReleased", "the same with a teacher in training mode", "Heo et al., ICCV 2019"),
+    "cat_kd": Entry("cat_kd", "CATKD", "class activation maps", "Guo et al., CVPR 2023"),
+    "cat_kd_normalized": Entry("cat_kd", "CATKDNormalized", "the same at unit length", "Guo et al., CVPR 2023"),
+    "wkd_f": Entry("wkd_f", "WKDF", "Gaussians of the last map, moved", "Lv et al., NeurIPS 2024"),
+    "wkd_f_bottleneck": Entry(
+        "wkd_f", "WKDFBottleneck", "the same through a larger projector", "Lv et al., NeurIPS 2024"
+    ),
     "lsr": Entry("lsr", "LSR", "smoothed labels", "Szegedy et al., CVPR 2016", needs_teacher=False),
     "lsr_released": Entry(
         "lsr",

@@ -23,6 +23,17 @@ def warm_up(epoch: int, epochs: int) -> float:
     return min(epoch / epochs, 1.0) if epochs else 1.0
 
 
+def cosine_decay(epoch: int, start: int, epochs: int | None) -> float:
+    """1 up to epoch `start`, then half a cosine down to 0 in the last of `epochs`; 1 throughout where their number is unknown.
+
+    >>> [cosine_decay(epoch, 150, 240) for epoch in (1, 150, 195, 240)], cosine_decay(200, 150, None)
+    ([1.0, 1.0, 0.5, 0.0], 1.0)
+    """
+    if epochs is None or epoch <= start:
+        return 1.0
+    return (1 + math.cos(math.pi * (epoch - start) / (epochs - start))) / 2
+
+
 class Method(nn.Module):
     """A distillation method: hyper-parameters, adapters, and the loss as named, weighted terms.
 
@@ -36,11 +47,27 @@ class Method(nn.Module):
         needs_teacher: False for methods of the student alone.
         needs_features: whether the loss reads maps of the teacher; else logits and pooled features are enough.
         views: 1, or 2 where the loss compares a weakly and a strongly augmented view; then features come as pairs (weak, strong).
+        needs_preactivations: the networks, "student" or "teacher" or both, whose maps the loss reads before their last ReLU too.
+        needs_indices: whether `forward` also wants `indices`, the (B,) int64 places of the images in the training split, and
+            `generator`, the random numbers of the step.
+        batch_statistics: whether the teacher's batch norms standardise by the batch at hand; its running statistics never move.
+        epochs, num_images: of the training to come, as told to `bind`; None: unknown.
     """
 
     needs_teacher = True
     needs_features = False
     views = 1
+    needs_preactivations: tuple[str, ...] = ()
+    needs_indices = False
+    batch_statistics = False
+    epochs: int | None = None
+    num_images: int | None = None
+    _bound = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether the method can be called: it has no adapters to make, or was bound."""
+        return self._bound or type(self).attach is Method.attach
 
     @property
     def needs_labels(self) -> bool:
@@ -64,6 +91,8 @@ class Method(nn.Module):
         image_shape: Sequence[int],
         num_classes: int,
         batch_size: int,
+        epochs: int | None = None,
+        num_images: int | None = None,
     ) -> Method:
         """Fit the method to a pair of networks: check them and make the adapters, whose initial weights come from the global random state.
 
@@ -73,6 +102,8 @@ class Method(nn.Module):
             image_shape: (C, H, W) of the images.
             num_classes: K.
             batch_size: images per step (SemCKD's adapters depend on it).
+            epochs: how many there will be (schedules that end with the training depend on it).
+            num_images: in the training split (CRD keeps something for each).
         Returns:
             The method itself, on the device of the student.
         Raises:
@@ -82,12 +113,19 @@ class Method(nn.Module):
             raise InputError(f"{type(self).__name__} distils from a teacher, and none was given")
         student = as_classifier(student, image_shape)
         teacher = None if teacher is None else as_classifier(teacher, image_shape)
+        for role, model in (("student", student), ("teacher", teacher)):
+            if role in self.needs_preactivations and not getattr(model, "has_preactivations", False):
+                raise InputError(
+                    f"{type(self).__name__} compares maps before their ReLU, and the {role}, {type(model).__name__}, has none"
+                )
+        self.epochs, self.num_images = epochs, num_images
         shapes_s = feature_shapes(student, image_shape)
         shapes_t = feature_shapes(teacher, image_shape) if teacher is not None else None
         for role, shapes in (("student", shapes_s), ("teacher", shapes_t)):
             if shapes is not None and shapes.logits[0] != num_classes:
                 raise InputError(f"the {role} has {shapes.logits[0]} classes, the data {num_classes}")
         self.attach(student, teacher, shapes_s, shapes_t, batch_size)
+        self._bound = True
         like = next(student.parameters())
         return self.to(like.device, like.dtype)
 
@@ -100,6 +138,18 @@ class Method(nn.Module):
         batch_size: int,
     ) -> None:
         """Make adapters for features of these shapes (without B), and keep what the loss needs of the networks. Nothing, by default."""
+
+    def prepare(self, student: nn.Module, teacher: nn.Module | None, train) -> None:
+        """What must be known of the training data before the first step. Nothing, by default.
+
+        Called once a training, not again where it continues from a checkpoint: what is found must go into buffers whose shapes are those
+        of `attach`, and depend on nothing but the arguments and the global random state.
+
+        Args:
+            student, teacher: as trained with. train: the training split, a `kdnb.data.tensors.Split` or like one.
+        Raises:
+            InputError: the data don't suit the method.
+        """
 
     def forward(
         self, student: Features, teacher: Features | None, labels: Tensor | None, epoch: int

@@ -16,12 +16,14 @@ class Features(NamedTuple):
 
     logits: (B, K). feats: list of (B, C_l, H_l, W_l), stem first. pooled: (B, D), what enters the head. final_map: (B, D, H, W), what
     enters global average pooling (not always the last of `feats`: MobileNetV2, ShuffleNetV2 and WRN add layers after it).
+    preactivations: `feats` before their last ReLU, only where the pass was asked for them.
     """
 
     logits: Tensor
     feats: list[Tensor]
     pooled: Tensor
     final_map: Tensor
+    preactivations: list[Tensor] | None = None
 
 
 class Normalize(nn.Module):
@@ -52,14 +54,17 @@ class Classifier(nn.Module):
     """Images (B, C, H, W) in [-1, 1] to logits (B, K); with `return_features`, to `Features`.
 
     A subclass implements `taps` and names its final linear layer in `head_name`; where more layers follow the last tap it implements
-    `last` too. Any image size that survives the subsampling works: pooling is global.
+    `last` too, and where its taps come out of a ReLU `tap_pairs` and `tap_norms`. Any image size that survives the subsampling works:
+    pooling is global.
 
     Attributes:
         normalize: applied to the input first; identity unless the network was built with mean and std.
         head: the final nn.Linear; head(pooled) are the logits (but for dropout in training).
+        has_preactivations: whether each tap but the stem's stands next to a ReLU, so that `tap_pairs` gives two different lists.
     """
 
     head_name = "fc"
+    has_preactivations = False
 
     def __init__(self):
         super().__init__()
@@ -68,6 +73,23 @@ class Classifier(nn.Module):
     def taps(self, x: Tensor) -> list[Tensor]:
         """The maps that distillation methods compare, from the stem on; x is normalised."""
         raise NotImplementedError
+
+    def tap_pairs(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """The taps, and the same before their last ReLU, out of one pass; x is normalised.
+
+        The stem (f0) is given after its ReLU, as the references do. Where taps carry no activation (linear bottlenecks) the second list
+        is the first.
+        """
+        feats = self.taps(x)
+        return feats, feats
+
+    def tap_norms(self) -> list[nn.BatchNorm2d]:
+        """The batch norm that ends each pre-activation but the stem's: what OFD takes its margins from.
+
+        Raises:
+            InputError: there are no such layers, or they don't cover all channels.
+        """
+        raise InputError(f"{type(self).__name__} has no batch norm right before the ReLU of every stage")
 
     def last(self, tap: Tensor) -> Tensor:
         """From the last tap to the map that enters global pooling."""
@@ -85,28 +107,26 @@ class Classifier(nn.Module):
         """The network whose names checkpoints use: itself, or what a wrapper wraps."""
         return self
 
-    def extract(self, x: Tensor) -> Features:
+    def extract(self, x: Tensor, preactivations: bool = False) -> Features:
         """All of `Features` for an input that is normalised already."""
-        feats = self.taps(x)
+        feats, before = self.tap_pairs(x) if preactivations else (self.taps(x), None)
         final_map = self.last(feats[-1])
         pooled = final_map.mean((2, 3))
-        return Features(self.classify(pooled), feats, pooled, final_map)
+        return Features(self.classify(pooled), feats, pooled, final_map, before)
 
-    def forward(self, x: Tensor, return_features: bool = False):
-        features = self.extract(self.normalize(x))
+    def forward(self, x: Tensor, return_features: bool = False, preactivations: bool = False):
+        features = self.extract(self.normalize(x), preactivations)
         return features if return_features else features.logits
 
     def preactivations(self, x: Tensor) -> list[Tensor]:
-        """The taps before their last ReLU, in a forward pass of its own; x is a plain input.
-
-        The stem (f0) is given after its ReLU, as the references do. Where taps carry no activation (linear bottlenecks) these are
-        the taps themselves.
-        """
-        return self.taps(self.normalize(x))
+        """The taps before their last ReLU alone, in a pass of its own; x is a plain input."""
+        return self.tap_pairs(self.normalize(x))[1]
 
 
 class StagedClassifier(Classifier):
     """A stem conv1-bn1-ReLU, then stages `layer1`, `layer2`, ...; each is a Sequential of blocks with `preactivate` and `activate`."""
+
+    has_preactivations = True
 
     def stem(self, x: Tensor) -> Tensor:
         return F.relu(self.bn1(self.conv1(x)))
@@ -127,20 +147,34 @@ class StagedClassifier(Classifier):
             feats.append(x)
         return feats
 
-    def preactivations(self, x: Tensor) -> list[Tensor]:
-        maps = [self.stem(self.normalize(x))]
-        x = self.enter(maps[0])
+    def tap_pairs(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        stem = self.stem(x)
+        feats, before = [stem], [stem]
+        x = self.enter(stem)
         for stage in self.stages:
             *early, block = stage
             for module in early:
                 x = module(x)
-            maps.append(block.preactivate(x))
-            x = block.activate(maps[-1])
-        return maps
+            before.append(block.preactivate(x))
+            x = block.activate(before[-1])
+            feats.append(x)
+        return feats, before
+
+    def tap_norms(self) -> list[nn.BatchNorm2d]:
+        ends = [stage[-1] for stage in self.stages]
+        if not all(block.last_norm for block in ends):
+            return super().tap_norms()
+        return [getattr(block, block.last_norm) for block in ends]
 
 
 class Block(nn.Module):
-    """A residual unit in two steps, so that the value before its last ReLU can be had: forward(x) = activate(preactivate(x))."""
+    """A residual unit in two steps, so that the value before its last ReLU can be had: forward(x) = activate(preactivate(x)).
+
+    Attributes:
+        last_norm: name of the batch norm that ends the residual branch, where it covers all channels of the unit.
+    """
+
+    last_norm: str | None = None
 
     def preactivate(self, x: Tensor) -> Tensor:
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""Hold networks still while something else is trained against them."""
+"""Hold networks still while something else is trained against them, or lend them the statistics of a batch."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,3 +24,17 @@ def frozen(*models: nn.Module) -> Iterator[None]:
             module.training = training
         for parameter, required in parameters:
             parameter.requires_grad_(required)
+
+
+@contextmanager
+def batch_statistics(model: nn.Module) -> Iterator[None]:
+    """Inside the block batch norms standardise by the batch at hand; running statistics, and all other layers, stay as they are."""
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    before = [(norm, norm.training, norm.track_running_stats) for norm in norms]
+    try:
+        for norm in norms:
+            norm.training, norm.track_running_stats = True, False
+        yield
+    finally:
+        for norm, training, tracking in before:
+            norm.training, norm.track_running_stats = training, tracking

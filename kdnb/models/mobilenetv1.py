@@ -23,6 +23,8 @@ class MobileNetV1(Classifier):
     of them, as in the reference. The final map is f3. PyTorch's default initialisation, as there.
     """
 
+    has_preactivations = True
+
     def __init__(self, num_classes: int, in_channels: int = 3):
         super().__init__()
         layers = [nn.Sequential(*conv_bn_relu(in_channels, 32, 3, 2))]
@@ -42,13 +44,15 @@ class MobileNetV1(Classifier):
                 feats.append(x)
         return feats
 
-    def preactivations(self, x: Tensor) -> list[Tensor]:
-        maps, x = [], self.normalize(x)
+    def tap_pairs(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        feats, before = [], []
         for index, layer in enumerate(self.model):
-            *most, relu = layer
-            for module in most:
-                x = module(x)
+            value = layer[:-1](x)
+            x = layer[-1](value)
             if index in TAPPED:
-                maps.append(x)
-            x = relu(x)
-        return maps
+                feats.append(x)
+                before.append(value)
+        return feats, before
+
+    def tap_norms(self) -> list[nn.BatchNorm2d]:
+        return [self.model[index][-2] for index in TAPPED[1:]]

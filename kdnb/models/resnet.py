@@ -35,6 +35,8 @@ class ResidualBlock(Block):
 class BasicBlock(ResidualBlock):
     """Two 3x3 convolutions."""
 
+    last_norm = "bn2"
+
     def __init__(self, in_channels: int, out_channels: int, stride: int, shortcut_name: str = "downsample"):
         super().__init__()
         self.conv1 = conv(in_channels, out_channels, 3, stride)

@@ -25,6 +25,8 @@ BLOCK_COUNTS = {
 class Bottleneck(ResidualBlock):
     """1x1 reduce, 3x3 (which carries the stride), 1x1 expand."""
 
+    last_norm = "bn3"
+
     def __init__(
         self, in_channels: int, out_channels: int, stride: int, shortcut_name: str, inner: int, groups: int = 1
     ):

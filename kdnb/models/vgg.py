@@ -36,6 +36,7 @@ class VGG(Classifier):
     """
 
     head_name = "classifier"
+    has_preactivations = True
 
     def __init__(
         self, num_classes: int, in_channels: int = 3, depth: int = 8, widths: Sequence[int] = (64, 128, 256, 512, 512)
@@ -61,6 +62,9 @@ class VGG(Classifier):
     def taps(self, x: Tensor) -> list[Tensor]:
         return [after for _, after in self._walk(x)]
 
-    def preactivations(self, x: Tensor) -> list[Tensor]:
-        (_, f0), *rest = self._walk(self.normalize(x))
-        return [f0, *(before for before, _ in rest)]
+    def tap_pairs(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        before, feats = map(list, zip(*self._walk(x), strict=True))
+        return feats, [feats[0], *before[1:]]
+
+    def tap_norms(self) -> list[nn.BatchNorm2d]:
+        return [self.get_submodule(f"block{index}")[-1] for index in range(1, 5)]

@@ -63,6 +63,8 @@ class WideResNet(Classifier):
     are evaluated only on request and without an update.
     """
 
+    has_preactivations = True
+
     def __init__(self, num_classes: int, in_channels: int = 3, depth: int = 16, width: int = 1, dropout: float = 0.0):
         super().__init__()
         if depth < 10 or (depth - 4) % 6:
@@ -88,7 +90,9 @@ class WideResNet(Classifier):
     def last(self, tap: Tensor) -> Tensor:
         return F.relu(self.bn1(tap))
 
-    def preactivations(self, x: Tensor) -> list[Tensor]:
-        f0, *groups = self.taps(self.normalize(x))
-        following = (self.block2.layer[0].bn1, self.block3.layer[0].bn1, self.bn1)
-        return [f0, *(batch_norm_silently(bn, tap) for bn, tap in zip(following, groups, strict=True))]
+    def tap_norms(self) -> list[nn.BatchNorm2d]:
+        return [self.block2.layer[0].bn1, self.block3.layer[0].bn1, self.bn1]
+
+    def tap_pairs(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        feats = self.taps(x)
+        return feats, [feats[0], *map(batch_norm_silently, self.tap_norms(), feats[1:])]

@@ -8,7 +8,7 @@ from typing import Any
 from kdnb.errors import InputError
 from kdnb.storage.files import read_record
 
-EXIT_CODES = {"ok": 0, "failed": 1, "bad_input": 2, "killed": 4, "timeout": 5, "interrupted": 130}
+EXIT_CODES = {"ok": 0, "failed": 1, "bad_input": 2, "killed": 4, "timeout": 5, "unexpected": 6, "interrupted": 130}
 
 
 @dataclass
@@ -16,10 +16,12 @@ class Outcome:
     """How a run ended; the content of execution.json.
 
     Attributes:
-        status: ok, bad_input, failed, killed (the kernel died), timeout or interrupted.
+        status: ok, bad_input, failed, unexpected (a check of the notebook does not hold), killed (the kernel died), timeout or
+            interrupted.
         seconds, peak_memory_mib: of this execution; memory of the kernel process.
         cell, source: number and source of the cell it ended in, where it did not end well.
         message: one sentence on what went wrong.
+        reused: what came from the cache or was continued, in one line.
     """
 
     status: str
@@ -29,6 +31,7 @@ class Outcome:
     cell: int | None = None
     source: str = ""
     message: str = ""
+    reused: str = ""
 
     @property
     def exit_code(self) -> int:
@@ -40,16 +43,35 @@ class Outcome:
             return ""
         if self.status == "bad_input":
             return "correct the input and run again"
+        if self.status == "unexpected":
+            return "look at the numbers in the report; results and tables are kept"
         if self.status == "failed":
             return "look at notebook.ipynb in the run folder; once the cause is gone, the same command continues from the last checkpoint"
         return "run the same command again; it continues from the last checkpoint"
 
+    def entries(self) -> dict[str, Any]:
+        """What execution.json says about the ending."""
+        return {
+            "status": self.status,
+            "exit_code": self.exit_code,
+            "seconds": self.seconds,
+            "peak_memory_mib": self.peak_memory_mib,
+            "cell": self.cell,
+            "source": self.source,
+            "message": self.message,
+            "reused": self.reused,
+            "next": self.next_step,
+        }
+
     def describe(self) -> str:
         """A few lines for a terminal."""
         if self.status == "ok":
-            return f"ok in {self.seconds:.0f} s, peak memory {self.peak_memory_mib or '?'} MiB"
+            reused = f"; {self.reused}" if self.reused else ""
+            return f"ok in {self.seconds:.0f} s, peak memory {self.peak_memory_mib or '?'} MiB{reused}"
         if self.status == "bad_input":
             return self.message
+        if self.status == "unexpected":
+            return f"unexpected after {self.seconds:.0f} s\n  {self.message}\n  next: {self.next_step}"
         quoted = "".join(f"\n    | {line}" for line in self.source.splitlines()[:12])
         place = f" in cell [{self.cell}]:{quoted}" if self.cell else ""
         return f"{self.status} after {self.seconds:.0f} s{place}\n  {self.message}\n  next: {self.next_step}"

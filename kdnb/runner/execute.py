@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -44,7 +44,8 @@ def run_notebook(plan: Plan, limit: float | None = None) -> Outcome:
         plan.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"the run folder can't be made: {error.strerror}") from error
-    with _only_runner(plan), _terminate_as_interrupt():
+    with _only_runner(plan):
+        watch = Watch(plan.notebook, limit)
         record = {
             "notebook": plan.notebook,
             "profile": plan.profile,
@@ -53,28 +54,21 @@ def run_notebook(plan: Plan, limit: float | None = None) -> Outcome:
             "pid": os.getpid(),
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        write_record(plan.folder / "execution.json", record | {"status": "running"})
-        started = time.monotonic()
-        watch = Watch(plan.notebook, limit)
-        try:
-            outcome = Outcome("ok", plan.folder)
-            execute(plan, watch)
-        except BaseException as error:  # a notebook may end in any way; each has its name
-            outcome = _classify(error, watch, plan.folder)
-        finally:
+        started, outcome = time.monotonic(), Outcome("ok", plan.folder)
+        with _Signals(watch) as signals:
+            write_record(plan.folder / "execution.json", record | {"status": "running"})
+            try:
+                signals.interrupting(lambda: execute(plan, watch))
+            except BaseException as error:  # a notebook may end in any way; each has its name
+                outcome = _classify(error, watch, plan.folder)
+            outcome.reused = watch.reused
             watch.close()
-        outcome.seconds, outcome.peak_memory_mib = round(time.monotonic() - started, 1), watch.peak_memory_mib
-        ending = {
-            "status": outcome.status,
-            "exit_code": outcome.exit_code,
-            "seconds": outcome.seconds,
-            "peak_memory_mib": outcome.peak_memory_mib,
-            "cell": outcome.cell,
-            "source": outcome.source,
-            "message": outcome.message,
-            "next": outcome.next_step,
-        }
-        write_record(plan.folder / "execution.json", record | ending)
+            outcome.seconds, outcome.peak_memory_mib = round(time.monotonic() - started, 1), watch.peak_memory_mib
+            write_record(plan.folder / "execution.json", record | outcome.entries())
+    if (
+        watch.stopped and outcome.status == "ok"
+    ):  # asked to stop when all was done: the run is whole, its caller must know
+        raise KeyboardInterrupt
     return outcome
 
 
@@ -90,7 +84,7 @@ def _classify(error: BaseException, watch: Any, folder: Path) -> Outcome:
     )
     if watch.timed_out:
         outcome.status, outcome.message = "timeout", f"stopped after the limit of {watch.limit:g} s"
-    elif isinstance(error, KeyboardInterrupt):
+    elif watch.stopped or isinstance(error, KeyboardInterrupt):
         outcome.status, outcome.message = "interrupted", "stopped from outside"
     elif isinstance(error, EarlyExit) or (isinstance(error, DeadKernelError) and watch.process.poll() == 0):
         outcome.message = "a cell called exit(); the cells after it did not run"
@@ -101,6 +95,8 @@ def _classify(error: BaseException, watch: Any, folder: Path) -> Outcome:
         outcome.message = f"{error.ename}: {error.evalue}"
         if error.ename == "InputError":
             outcome.status, outcome.message = "bad_input", error.evalue
+        elif error.ename == "UnexpectedResult":
+            outcome.status, outcome.message = "unexpected", error.evalue
     return outcome
 
 
@@ -130,18 +126,38 @@ def _only_runner(plan: Plan) -> Iterator[None]:
         lock.release()
 
 
-@contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
-    """SIGTERM ends a run as Ctrl-C does, so that it is recorded and the kernel is stopped."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+class _Signals:
+    """SIGTERM and a closed terminal end a run as Ctrl-C does: the kernel is stopped and the ending is recorded, whenever they come.
 
-    def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
+    Only the work of `interrupting` is cut short, by one `KeyboardInterrupt`; a second signal kills the kernel at once.
+    """
 
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    def __init__(self, watch: Any):
+        self._watch, self._armed, self._before = watch, False, {}
+
+    def __enter__(self) -> "_Signals":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup and a shell's background jobs want it
+                    self._before[number] = signal.signal(number, self._arrived)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def interrupting(self, work: Callable[[], None]) -> None:
+        """Do the work; a signal during it, or before it, raises `KeyboardInterrupt`."""
+        try:
+            self._armed = True
+            if self._watch.stopped:
+                raise KeyboardInterrupt
+            work()
+        finally:
+            self._armed = False
+
+    def _arrived(self, number: int, frame: Any) -> None:
+        self._watch.stop()
+        if self._armed:
+            self._armed = False
+            raise KeyboardInterrupt

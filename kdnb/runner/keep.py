@@ -16,6 +16,7 @@ from kdnb.storage.paths import PROJECT
 
 MAX_BYTES = 600_000  # of a stored notebook
 _KEPT = {"tags", "jupyter"}  # cell metadata that means something to a reader
+_REUSED = re.compile(r"^reused: .*\n?", re.MULTILINE)
 _PATH = re.compile(r"(?<![\w.:/])/(?:home|Users|root|tmp|usr|var|opt|mnt|private)/\w|\b[A-Z]:\\\\?\w")
 
 
@@ -39,6 +40,9 @@ def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         for output in cell.outputs:
             if output.output_type == "execute_result":
                 output.execution_count = cell.execution_count
+            elif output.output_type == "stream":  # what was reused depends on the day
+                output.text = _REUSED.sub("", output.text)
+        cell.outputs = [output for output in cell.outputs if output.get("text") != ""]
     return notebook
 
 

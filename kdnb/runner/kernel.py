@@ -17,8 +17,9 @@ from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from papermill.execute import execute_notebook
 from papermill.iorw import papermill_io
-from tqdm import tqdm
 
+from kdnb.progress import describe_reuse
+from kdnb.runner.bar import Bar
 from kdnb.storage.files import atomic_write
 from kdnb.storage.paths import outputs_root
 
@@ -29,32 +30,23 @@ _SCHEME = "kdnb-run:"
 
 
 class Watch:
-    """What is known about a running notebook: the cell it is in, memory, time. A thread of its own looks at the kernel and draws the bar."""
+    """What is known about a running notebook: the cell it is in, memory, time. A thread of its own looks at the kernel and stops it."""
 
     def __init__(self, title: str, limit: float | None):
         self.title, self.limit = title, limit
-        self.folder = Path(tempfile.mkdtemp(prefix="kdnb-"))  # sockets, progress line, stderr of the kernel
+        self.folder = Path(tempfile.mkdtemp(prefix="kdnb-"))  # sockets, progress lines, stderr of the kernel
         self.progress = self.folder / "progress"
         self.process: Any = None
         self.cell: int | None = None
         self.source = ""
         self.peak_memory_mib: int | None = None
-        self.timed_out = False
+        self.timed_out = self.stopped = False
         self._started = time.monotonic()
+        self._patience = float("inf")  # when the kernel is killed, on the clock of `_started`
         self._done = threading.Event()
-        # in a log file one line every ten seconds is enough
-        self._bar = tqdm(
-            desc=title,
-            unit="cell",
-            file=sys.stderr,
-            mininterval=0.1 if sys.stderr.isatty() else 10.0,
-            bar_format="{desc} |{bar:20}| {n_fmt}/{total_fmt} cells, {elapsed}{postfix}",
-        )
+        self.bar = Bar(title, self.progress)
         self._thread = threading.Thread(target=self._look, daemon=True)
         self._thread.start()
-
-    def expect(self, cells: int) -> None:
-        self._bar.total = cells
 
     def cell_starts(self, cell: Any, cell_index: int) -> None:
         self.cell, self.source = (self.cell or 0) + 1, cell.source
@@ -62,14 +54,25 @@ class Watch:
 
     def cell_ends(self, cell: Any, cell_index: int) -> None:
         self._measure()
-        self._bar.update(1)
+        self.bar.done += 1
+
+    def stop(self) -> None:
+        """Somebody outside wants the run to end: the kernel has a moment; asked twice, it has none."""
+        if self.stopped:
+            self._kill()
+        self.stopped, self._patience = True, time.monotonic() + _GRACE
+
+    @property
+    def reused(self) -> str:
+        """What the kernel took from the cache or went on with, in one line."""
+        return describe_reuse(self.progress)
 
     def close(self) -> None:
         """Stop looking, make sure that nothing of the kernel is left, tidy up."""
         self._done.set()
         self._thread.join()
         self._kill()
-        self._bar.close()
+        self.bar.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def death(self) -> str:
@@ -85,14 +88,12 @@ class Watch:
     def _look(self) -> None:
         while not self._done.wait(_POLL):
             self._measure()
-            self._draw()
-            spent = time.monotonic() - self._started
-            if self.limit is not None and spent > self.limit and self.process is not None:
-                if not self.timed_out:
-                    self.timed_out = True
-                    self.process.send_signal(signal.SIGINT)
-                elif spent > self.limit + _GRACE:
-                    self._kill()
+            now = time.monotonic()
+            if self.limit is not None and now - self._started > self.limit and self.process and not self.timed_out:
+                self.timed_out, self._patience = True, now + _GRACE
+                self.process.send_signal(signal.SIGINT)
+            if now > self._patience:
+                self._kill()
 
     def _measure(self) -> None:
         """High-water mark of the kernel's resident memory, where the system tells."""
@@ -102,15 +103,6 @@ class Watch:
                     self.peak_memory_mib = int(line.split()[1]) // 1024
         except (OSError, AttributeError):  # no kernel yet or any more, or no /proc
             pass
-
-    def _draw(self) -> None:
-        try:
-            self._bar.set_postfix_str(self.progress.read_text(), refresh=False)
-        except OSError:
-            self._bar.set_postfix_str("", refresh=False)
-        if time.time() - self._bar.last_print_t >= self._bar.mininterval:
-            self._bar.refresh()
-            self._bar.last_print_t = time.time()
 
     def _kill(self) -> None:
         """The kernel leads a process group of its own; its children go with it."""
@@ -187,7 +179,7 @@ def execute(plan: Any, watch: Watch) -> None:
     """Run all cells; raises what papermill and nbclient raise, and `EarlyExit` for a notebook that left by `sys.exit(0)`."""
     notebook = nbformat.read(plan.path, as_version=4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
-    watch.expect(len(code) + bool(plan.changed))
+    watch.bar.total = len(code) + bool(plan.changed)
     target = str(plan.folder / "notebook.ipynb").replace("{", "{{").replace("}", "}}")  # papermill formats paths
     try:
         done = execute_notebook(

@@ -39,16 +39,24 @@ def notebook_names() -> list[str]:
     return [path.stem for path in sorted(notebooks_folder().glob("*.ipynb"))]
 
 
+def profiles() -> list[str]:
+    """Folders of parameter files; quick is there without one."""
+    return list(dict.fromkeys(["quick", *sorted(path.name for path in params_folder().glob("*/"))]))
+
+
 def experiments(profile: str) -> list[str]:
-    """What a profile runs: a name for each of its parameter files; for quick also every notebook without one."""
-    files = {file.stem for file in (params_folder() / _profile(profile)).glob("*.yaml")}
-    return sorted(files | set(notebook_names())) if profile == "quick" else sorted(files)
+    """What a profile runs: `NOTEBOOK` or `NOTEBOOK/VARIANT` for each of its parameter files but base files, `_NAME.yaml`.
+
+    For quick also every notebook without a file.
+    """
+    folder = params_folder() / check_name("profile", profile, profiles())
+    files = [file for glob in ("*.yaml", "*/*.yaml") for file in folder.glob(glob) if file.is_file()]
+    names = {_relative(file.with_suffix(""), folder) for file in files if not file.name.startswith("_")}
+    return sorted(names | set(notebook_names())) if profile == "quick" else sorted(names)
 
 
-def _profile(name: str) -> str:
-    return check_name(
-        "profile", name, dict.fromkeys(["quick", *sorted(path.name for path in params_folder().glob("*/"))])
-    )
+def _relative(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).as_posix()
 
 
 @dataclass(frozen=True)
@@ -71,30 +79,42 @@ class Plan:
     folder: Path
 
 
-def plan(notebook: str, profile: str = "quick", overrides: Mapping[str, Any] | None = None) -> Plan:
+def plan(experiment: str, profile: str = "quick", overrides: Mapping[str, Any] | None = None) -> Plan:
     """Check a run without starting anything.
 
     Args:
-        notebook: `01_teacher`, with or without folder and ending; `01_teacher.VARIANT` uses params/PROFILE/01_teacher.VARIANT.yaml.
+        experiment: `01_teacher`, also as a path to the notebook; `01_teacher/VARIANT` uses params/PROFILE/01_teacher/VARIANT.yaml.
         profile: folder under params/; "quick" falls back to the notebook's defaults.
         overrides: values over those of the file.
     Raises:
-        InputError: an unknown notebook, profile, variant or parameter, a value out of range, missing or damaged data, a teacher
+        InputError: an unknown notebook, profile, experiment or parameter, a value out of range, missing or damaged data, a teacher
             for another number of classes.
     """
-    base, _, variant = Path(notebook).name.removesuffix(".ipynb").partition(".")
-    path = notebooks_folder() / f"{check_name('notebook', base, notebook_names())}.ipynb"
-    cell = read_cell(path)
-    given = read_params(base, profile, variant) | dict(overrides or {})
+    base, defaults, values = _resolved(experiment, profile, overrides)
+    _check_outside(values)
+    changed = {name: value for name, value in values.items() if value != defaults[name]}
+    path = notebooks_folder() / f"{base}.ipynb"
+    return Plan(base, path, profile, values, changed, run_folder(profile, base, values))
+
+
+def resolve_experiment(
+    experiment: str, profile: str = "quick", overrides: Mapping[str, Any] | None = None
+) -> Parameters:
+    """All parameters of an experiment, checked among themselves; `plan` also looks for the files they name."""
+    return _resolved(experiment, profile, overrides)[2]
+
+
+def _resolved(experiment: str, profile: str, overrides: Mapping[str, Any] | None) -> tuple[str, Parameters, Parameters]:
+    """Name of the notebook, its defaults, and the values of this experiment."""
+    notebook, experiment = find_experiment(experiment, profile)
+    cell = read_cell(notebooks_folder() / f"{notebook}.ipynb")
+    given = read_params(experiment, profile) | dict(overrides or {})
     for name, value in given.items():
-        check_name(f"parameter of {base}", name, cell)
+        check_name(f"parameter of {notebook}", name, cell)
         if value is None and not cell[name].type.startswith("Optional["):
             raise InputError(f"{name} must be {PARAMETERS[name].allowed}, got None")
     defaults = resolve({name: line.default for name, line in cell.items()})
-    values = resolve(defaults | given)
-    _check_outside(values)
-    changed = {name: value for name, value in values.items() if value != defaults[name]}
-    return Plan(base, path, profile, values, changed, run_folder(profile, base, values))
+    return notebook, defaults, resolve(defaults | given)
 
 
 def plan_again(folder: Path) -> Plan:
@@ -135,18 +155,75 @@ def _recorded_parameters(folder: Path) -> dict[str, Any]:
     raise InputError(f"{folder.name} can't be run again: {'; '.join(problems)}")
 
 
-def read_params(notebook: str, profile: str, variant: str = "") -> dict[str, Any]:
-    """The values in params/PROFILE/NOTEBOOK[.VARIANT].yaml: a flat mapping, each name once."""
-    folder = params_folder() / _profile(profile)
-    path = folder / f"{notebook}{'.' + variant if variant else ''}.yaml"
-    if not path.is_file():
-        if profile == "quick" and not variant:
-            return {}
-        there = [file.stem for file in sorted(folder.glob("*.yaml"))]
-        raise InputError(
-            f"profile {profile} has no parameters for {path.stem}; it has them for {', '.join(there) or 'nothing yet'}"
-        )
-    where = f"params/{profile}/{path.name}"
+def find_experiment(given: str, profile: str) -> tuple[str, str]:
+    """Notebook and full name of an experiment of a profile: `04_distillation/kd`, `01_teacher`, or a path to a notebook.
+
+    Raises:
+        InputError: an unknown notebook, profile or experiment, with the nearest name or the profiles that have it; an old name,
+            `04_distillation.kd`, with the new one.
+    """
+    notebook, name = _split_name(given)
+    there = experiments(profile)
+    own = [other for other in there if other.partition("/")[0] == notebook]
+    if name not in there and ("/" in name or not own):
+        if elsewhere := [other for other in profiles() if name in experiments(other)]:
+            raise InputError(f"profile {profile} has no {name}; these have it: {', '.join(elsewhere)}")
+    check_name(f"experiment of profile {profile}", name, own or there)
+    if Path(given.removesuffix(".ipynb")).name.startswith(f"{notebook}."):
+        raise InputError(f"{given} is now {name}")
+    return notebook, name
+
+
+def _split_name(given: str) -> tuple[str, str]:
+    """Notebook and full name; the folder and the ending of a path to a notebook are dropped, an old name gets its new form."""
+    names, path = notebook_names(), Path(given.removesuffix(".ipynb"))
+    if path.parent.name in names:
+        return path.parent.name, f"{path.parent.name}/{path.name}"
+    notebook, dot, variant = path.name.partition(".")
+    if notebook not in names and len(path.parts) == 2 and not os.path.isdir(path.parts[0]):
+        notebook = path.parts[0]  # misspelt, before a variant
+    check_name("notebook", notebook, names)
+    return notebook, f"{notebook}/{variant.replace('.', '-')}" if dot else notebook
+
+
+def read_params(experiment: str, profile: str) -> dict[str, Any]:
+    """The values of an experiment's parameter file over those of the files it extends."""
+    return {name: value for _, values in param_files(experiment, profile) for name, value in values.items()}
+
+
+def param_files(experiment: str, profile: str) -> list[tuple[str, dict[str, Any]]]:
+    """An experiment's own parameter file last, before it those it extends: the path in params/, and the values given there.
+
+    Raises:
+        InputError: a file that is too large, no flat mapping, gives a name twice or extends none of the files in params/ or itself.
+    """
+    file = f"{profile}/{find_experiment(experiment, profile)[1]}.yaml"
+    if profile == "quick" and not (params_folder() / file).is_file():
+        return []
+    found: dict[str, dict[str, Any]] = {}
+    while file not in found:
+        values = found[file] = _read_file(file)
+        if "extends" not in values:
+            return [*reversed(found.items())]
+        file = _base_of(file, values.pop("extends"))
+    raise InputError(f"params/{file} extends itself: {' -> '.join([*found, file])}")
+
+
+def _base_of(file: str, base: Any) -> str:
+    """The file of params/ that another names after `extends`."""
+    if not isinstance(base, str):
+        raise InputError(f"extends in params/{file} must be the path of a file in params/, got a {type(base).__name__}")
+    there = [
+        Path(_relative(path, params_folder())) for path in sorted(params_folder().rglob("*.yaml")) if path.is_file()
+    ]
+    near = [path for path in there if path.parent == Path(base).parent] or [p for p in there if p.name.startswith("_")]
+    if Path(base) not in there:
+        check_name(f"file of params/ that params/{file} extends:", base, [path.as_posix() for path in near])
+    return base
+
+
+def _read_file(file: str) -> dict[str, Any]:
+    path, where = params_folder() / file, f"params/{file}"
     if path.stat().st_size > _MAX_YAML:
         raise InputError(f"{where} is larger than {_MAX_YAML} bytes; it is no parameter file")
     return _flat_yaml(path, where)

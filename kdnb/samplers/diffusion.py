@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from kdnb.errors import InputError, check_name
+from kdnb.rehearsal import cut
 from kdnb.samplers.cadr import Guidance, ddim_step, noise_from_estimate, rectify_noise, tweedie
 
 SOLVERS = ("ddim", "dpmsolver++", "unipc")
@@ -75,8 +76,8 @@ def sample(
         guidance = None
     loop = _ddim if solver == "ddim" else _multistep
     rows: list[dict] = []
-    images = []
-    for start in range(0, len(labels), batch_size):
+    images = None
+    for start in cut(range(0, len(labels), batch_size), "batch"):
         part = labels[start : start + batch_size]
         if initial_noise is None:
             x = torch.randn(len(part), *image_shape, generator=generator, device=labels.device)
@@ -84,8 +85,10 @@ def sample(
             x = initial_noise[start : start + batch_size]
         if guidance is not None:
             guidance.reset()
-        images.append(loop(prior, x, part, guidance, solver, num_steps, rows if trace else None, on_step))
-    return Samples(torch.cat(images), labels, rows)
+        made = loop(prior, x, part, guidance, solver, num_steps, rows if trace else None, on_step)
+        images = made.new_zeros(len(labels), *image_shape) if images is None else images
+        images[start : start + batch_size] = made
+    return Samples(images, labels, rows)
 
 
 def _guided(
@@ -108,7 +111,7 @@ def _ddim(
     reference = guidance is not None and guidance.config.variant == "reference"
     steps = timesteps(num_steps, prior.num_train_timesteps, "leading" if reference else "trailing")
     alphas = prior.alphas_cumprod.to(x.device)
-    for index, t in enumerate(steps):
+    for index, t in cut(list(enumerate(steps)), "denoising step"):
         last = index + 1 == len(steps)
         previous = (alphas[0] if reference else torch.ones_like(alphas[0])) if last else alphas[steps[index + 1]]
         eps = _guided(prior, x, t, alphas[t], labels, guidance, index, rows)
@@ -124,7 +127,7 @@ def _multistep(
     """A multistep solver of diffusers: it gets the guided noise, re-derived from the clamped estimate, so its history is guided too."""
     scheduler = make_scheduler(prior, solver, num_steps)
     alphas = prior.alphas_cumprod.to(x.device)
-    for index, t in enumerate(scheduler.timesteps.tolist()):
+    for index, t in cut(list(enumerate(scheduler.timesteps.tolist())), "denoising step", most=1):
         eps = _guided(prior, x, t, alphas[t], labels, guidance, index, rows)
         x0 = tweedie(x, eps, alphas[t]).clamp(-1, 1)
         eps = noise_from_estimate(x, x0, alphas[t])

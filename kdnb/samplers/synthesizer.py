@@ -13,6 +13,7 @@ from kdnb.generators.reusable import ReusableGenerator, export_parts, parameter_
 from kdnb.losses.datafree import BatchNormMomentum, adversarial_loss, batch_norm_loss, one_hot_loss
 from kdnb.models.frozen import frozen
 from kdnb.models.probes import BatchNormProbe
+from kdnb.rehearsal import cut
 
 META_UPDATES = ("fomaml", "reptile")
 BETAS = (0.5, 0.999)  # both optimisers, as released
@@ -116,7 +117,7 @@ class Synthesizer:
         history: list[dict[str, Tensor]] = []
         best = None
         with frozen(self.teacher, self.student), BatchNormProbe(self.teacher) as probe:
-            for _ in range(self.num_steps):
+            for _ in cut(range(self.num_steps), "generator step"):
                 images = fast(z)
                 x = self.augment(images)
                 logits_t = self.teacher(x)

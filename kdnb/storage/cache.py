@@ -8,6 +8,7 @@ from typing import Any
 from filelock import FileLock
 
 from kdnb.errors import InputError
+from kdnb.progress import from_cache
 from kdnb.storage.checkpoints import Checkpointer, load_state, save_state
 from kdnb.storage.files import sweep, write_json
 from kdnb.storage.naming import recipe_key
@@ -28,7 +29,9 @@ def artifact(kind: str, recipe: Mapping, make: Callable[[Path], Any], root: Path
         path, purpose = folder / "state.safetensors", f"{kind} {folder.name}"
         if path.exists():
             try:
-                return load_state(path, purpose)
+                state = load_state(path, purpose)
+                from_cache(kind)
+                return state
             except InputError as error:
                 warnings.warn(f"{kind} artifact: {error}; it is made anew", stacklevel=2)
         write_json(folder / "recipe.json", {"kind": kind, **recipe})

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kdnb.errors import InputError
+from kdnb.rehearsal import wrote
 
 _BLANK = "0" * 64
 _DIGEST = re.compile(rb'"record_sha256": "([0-9a-f]{64})"')
@@ -19,6 +20,7 @@ _MAX_RECORD = 64 * 2**20  # bytes
 def atomic_write(path: Path, data: bytes) -> None:
     """Write `data` so that `path` holds either its old content or all of the new one, also after a power cut."""
     path = Path(path)
+    wrote(len(data))
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(
         dir=path.parent, prefix=".tmp-"

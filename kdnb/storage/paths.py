@@ -22,6 +22,9 @@ def cache_root() -> Path:
 
 
 def data_roots() -> list[Path]:
-    """Folders searched for data sets, in order: `KDNB_DATA`, `data/` of the checkout, the folder of Debian's data-set packages."""
-    given = os.environ.get("KDNB_DATA")
-    return ([Path(given).absolute()] if given else []) + [PROJECT / "data", Path("/usr/share/datasets")]
+    """Folders searched for data sets, in order: `KDNB_DATA`, `data/` of the checkout, the folder of Debian's data-set packages; last, in
+    a rehearsal, `KDNB_STAND_IN`, where noise stands in for missing files."""
+    first, last = (
+        [Path(given).absolute()] if (given := os.environ.get(name)) else [] for name in ("KDNB_DATA", "KDNB_STAND_IN")
+    )
+    return [*first, PROJECT / "data", Path("/usr/share/datasets"), *last]

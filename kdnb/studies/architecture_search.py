@@ -28,7 +28,7 @@ from kdnb.training.loop import fit
 from kdnb.training.recipe import Recipe
 from kdnb.training.teachers import Trained
 
-_SAVE_EVERY = 10  # individuals between checkpoints; what a kill can cost
+SAVE_EVERY = 10  # individuals between checkpoints; what a kill can cost
 
 
 class Architecture(NamedTuple):
@@ -140,7 +140,7 @@ def evolve(
             if not math.isfinite(value):
                 raise FloatingPointError(f"the score of {architecture} is {value}")
         history.append(Candidate(architecture, scores[architecture]))
-        if len(history) % _SAVE_EVERY == 0:
+        if len(history) % SAVE_EVERY == 0:
             saver.save(
                 len(history), {"history": [(*one.architecture, one.score) for one in history], "random": rng.getstate()}
             )
@@ -182,9 +182,8 @@ def distil_architecture(
     seed_everything(seed)
     net = architecture.build(**data.normalization).to(data.test.device)
     method = methods.build(setting.method, **setting.hyper)
-    method.bind(
-        net, teacher.model, (data.channels, data.image_size, data.image_size), data.num_classes, recipe.batch_size
-    )
+    image_shape = (data.channels, data.image_size, data.image_size)
+    method.bind(net, teacher.model, image_shape, data.num_classes, recipe.batch_size, recipe.epochs, len(data.train))
     key = {
         "architecture": [architecture.depth, list(architecture.widths)],
         "method": setting.method,

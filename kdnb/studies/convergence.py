@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from kdnb.data.tensors import Dataset
 from kdnb.generators.reusable import export_parts
+from kdnb.rehearsal import cut
 from kdnb.studies.reusable_generator import Task, generator_config, generator_task, reused_branch
 from kdnb.training.teachers import teacher_recipe, train_or_load
 
@@ -58,7 +59,7 @@ def reuse_study(
     """
     choices = [(mode, rule) for mode in modes for rule in (branch_rules if mode != "anew" else (None,))]
     rows, tasks = [], {}
-    for seed in seeds:
+    for seed in cut(list(seeds), "seed", most=1):
         source = train_or_load(teacher, data, teacher_recipe(data), seed=seed, description=f"teacher, seed {seed}")
         target_teacher = train_or_load(
             next_teacher, data, teacher_recipe(data), seed=seed, description=f"next teacher, seed {seed}"

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from kdnb import methods
 from kdnb.data.tensors import Dataset
 from kdnb.losses import region_logits
-from kdnb.training.distil import Distilled, Setting, _bound, distil
+from kdnb.rehearsal import cut
+from kdnb.training.distil import Distilled, Setting, bound, distil
 from kdnb.training.recipe import Recipe
 from kdnb.training.teachers import Model, Trained
 
@@ -73,10 +74,14 @@ def compare(
     """
     settings = {name: Setting(method) for name, method in BASELINES.items()} | dict(settings)
     for setting in settings.values():
-        _bound(setting, student, teacher, data, recipe, seed=0)
-    cells = [(name, setting, seed) for name, setting in settings.items() for seed in seeds]
-    rows = []
-    for number, (name, setting, seed) in enumerate(cells, start=1):
+        bound(setting, student, teacher, data, recipe, seed=0, num_images=len(data.train))
+    rows, count = [], len(settings) * len(seeds)
+    cells = (
+        (name, setting, seed)
+        for name, setting in settings.items()
+        for seed in cut(list(seeds), f"seed of {setting.method}", most=1)
+    )
+    for name, setting, seed in cells:
         made = distil(
             setting,
             student,
@@ -85,7 +90,7 @@ def compare(
             recipe,
             seed=seed,
             omitted_class=omitted_class,
-            description=f"{name}, seed {seed} ({number} of {len(cells)})",
+            description=f"{name}, seed {seed} ({len(rows) + 1} of {count})",
         )
         best = max(row["top1"] for row in made.history if "top1" in row)
         rows.append(

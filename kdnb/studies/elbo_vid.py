@@ -4,7 +4,6 @@ Everything is in nats. The closed forms that these bounds are held against are i
 """
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,10 +16,10 @@ from kdnb.losses.features import pool_to_smaller, vid_loss
 from kdnb.methods.vid import VID, VIDRegressor
 from kdnb.progress import progress
 from kdnb.randomness import generator_for
-from kdnb.storage.checkpoints import Checkpointer
+from kdnb.training.resume import Resumable, stop_if_not_finite
+from kdnb.training.schedules import cosine_to_zero
 
 _LOG_2PI = math.log(2 * math.pi)
-_SAVE_EVERY = 20.0  # seconds between checkpoints; results do not depend on it
 
 
 class VAE(nn.Module):
@@ -299,44 +298,25 @@ def _descend(
     """Adam on loss_at(0), loss_at(1), ...; row_at(steps done, losses) may give a row. All randomness is a function of the step."""
     optimizer = torch.optim.Adam(model.parameters(), lr)
     device = next(model.parameters()).device
-    losses, rows, start = torch.zeros(steps, device=device), [], 0
-    saver = Checkpointer(folder)
-    if restored := saver.load():
-        start, state = restored
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        losses[:start], rows = state["losses"].to(device), state["rows"]
-    saved = time.monotonic()
-    for step in progress(range(start, steps), description, steps, start):
+
+    def check() -> None:
+        stop_if_not_finite(description, {"the loss": losses})
+
+    parts = {"model": model, "optimizer": optimizer}
+    work = Resumable(
+        folder, parts, {"losses": torch.zeros(steps, device=device), "rows": []}, device=device, check=check
+    )
+    losses, rows = work["losses"], work["rows"]
+    for step in progress(range(work.done, steps), description, steps, work.done):
         for group in optimizer.param_groups:
-            group["lr"] = lr / 2 * (1 + math.cos(math.pi * step / steps))
+            group["lr"] = lr * cosine_to_zero(step, steps)
         loss = loss_at(step)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         losses[step] = loss.detach()
         if row := row_at(step + 1, losses):
-            _stop_if_not_finite(losses[: step + 1], description)
+            check()
             rows.append(row)
-        if folder is not None and (step + 1 == steps or time.monotonic() - saved > _SAVE_EVERY):
-            _stop_if_not_finite(losses[: step + 1], description)
-            saver.save(
-                step + 1,
-                {
-                    "model": model.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "losses": losses[: step + 1],
-                    "rows": rows,
-                },
-            )
-            saved = time.monotonic()
+        work.save(step + 1, last=step + 1 == steps)
     return rows
-
-
-def _stop_if_not_finite(losses: Tensor, description: str) -> None:
-    bad = (~losses.isfinite()).nonzero()
-    if len(bad):
-        raise FloatingPointError(
-            f"{description}: the loss became infinite or NaN at step {int(bad[0])}; the last checkpoint is from before. "
-            "Lower lr."
-        )

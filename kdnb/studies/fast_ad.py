@@ -21,17 +21,17 @@ from kdnb.data.tensors import Split
 from kdnb.errors import InputError
 from kdnb.losses import kd_loss
 from kdnb.progress import progress
-from kdnb.randomness import generator_for, random_state, seed_everything, set_random_state
+from kdnb.randomness import generator_for, seed_everything
 from kdnb.samplers.cadr import Guidance, GuidanceConfig
 from kdnb.samplers.diffusion import sample
 from kdnb.samplers.replay_buffer import ReplayBuffer
-from kdnb.storage.checkpoints import Checkpointer
 from kdnb.training.evaluation import evaluate
+from kdnb.training.resume import Resumable
+from kdnb.training.schedules import multistep
 from kdnb.training.student_phase import student_phase
 
 # labels (B,) and a generator -> images (B, C, H, W) in [-1, 1]
 Source = Callable[[Tensor, torch.Generator], Tensor]
-_SAVE_EVERY = 20.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -193,69 +193,46 @@ def distil_online(
     student.to(device)
     optimizer = torch.optim.SGD(student.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay)
     buffer = ReplayBuffer(config.buffer_size, image_shape, device)
-    history: list[dict] = []
-    seconds = {"synthesis": 0.0, "student": 0.0}
-    start, phases, made = 0, 0, 0  # epochs done, those of them that had a student phase, images made
     seed_everything(seed)
-    saver = Checkpointer(folder)
-    restored = saver.load()
-    if restored:
-        start, state = restored
-        student.load_state_dict(state["student"])
-        optimizer.load_state_dict(state["optimizer"])
-        buffer.load_state_dict(state["buffer"])
-        history, seconds, phases, made = state["history"], state["seconds"], state["phases"], state["made"]
-        set_random_state(state["random"])
+    # phases: epochs that had a student phase; made: images made
+    start = {"history": [], "seconds": {"synthesis": 0.0, "student": 0.0}, "phases": 0, "made": 0}
+    work = Resumable(folder, {"student": student, "optimizer": optimizer, "buffer": buffer}, start)
+    history, seconds = work["history"], work["seconds"]
     enough = min(config.batch_size, config.buffer_size, config.total_images or config.batch_size)
     loss = partial(_loss, teacher, student, buffer, config)
-    saved = time.monotonic()
 
-    for epoch in progress(range(start, config.epochs), description, config.epochs, start):
+    for epoch in progress(range(work.done, config.epochs), description, config.epochs, work.done):
         started = time.monotonic()
         wanted = (
             config.images_per_epoch
             if config.total_images is None
-            else min(config.images_per_epoch, config.total_images - made)
+            else min(config.images_per_epoch, config.total_images - work["made"])
         )
         if wanted > 0:
             generator = generator_for(seed, "synthesis", epoch, device=device)
             labels = draw_labels(wanted, num_classes, config.balanced, generator)
             buffer.push(source(labels, generator), labels)
-            made += wanted
+            work["made"] += wanted
         synthesized = time.monotonic()
         seconds["synthesis"] += synthesized - started
 
         row: dict = {"epoch": epoch + 1, "stored": len(buffer)}
         if len(buffer) >= enough:
-            rate = config.lr * config.lr_gamma ** sum(phases >= milestone for milestone in config.milestones)
+            rate = multistep(config.lr, config.lr_gamma, config.milestones, work["phases"])
             row |= {
                 "lr": rate,
                 "kd": student_phase(
                     student, optimizer, loss, steps=config.student_steps, rate=rate, seed=seed, epoch=epoch
                 ),
             }
-            phases += 1
+            work["phases"] += 1
         if (epoch + 1) % config.eval_every == 0 or epoch + 1 == config.epochs:
             row |= evaluate(student, test)
         history.append(row)
         seconds["student"] += time.monotonic() - synthesized
         if log:
             log(**row)
-        if folder is not None and (time.monotonic() - saved > _SAVE_EVERY or epoch + 1 == config.epochs):
-            saver.save(
-                epoch + 1,
-                {
-                    "student": student.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "buffer": buffer.state_dict(),
-                    "history": history,
-                    "seconds": seconds,
-                    "phases": phases,
-                    "made": made,
-                    "random": random_state(),
-                },
-            )
-            saved = time.monotonic()
+        work.save(epoch + 1, last=epoch + 1 == config.epochs)
 
     student.eval()
     return OnlineResult(history, *buffer.contents(), seconds)

@@ -4,7 +4,6 @@ for every round:  images = synthesizer(z)  (one update of the generator);  pool.
                   from round `warmup` on:  x ~ pool;  student <- SGD on KD(student(x), teacher(x)) [+ hard loss]
 """
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,15 +23,16 @@ from kdnb.generators.perturbation import PerturbationGenerator
 from kdnb.losses import kd_loss
 from kdnb.losses.datafree import hard_mix_loss
 from kdnb.progress import progress
-from kdnb.randomness import generator_for, random_state, seed_everything, set_random_state
+from kdnb.randomness import generator_for, seed_everything
 from kdnb.samplers.replay_buffer import ReplayBuffer
 from kdnb.samplers.synthesizer import Synthesizer
-from kdnb.storage.checkpoints import Checkpointer, load_state, save_state
+from kdnb.storage.checkpoints import load_state, save_state
 from kdnb.training.evaluation import evaluate
+from kdnb.training.resume import Resumable
+from kdnb.training.schedules import cosine
 from kdnb.training.student_phase import student_phase
 
 HARD_LOSSES = ("none", "no_aea", "aea")
-_SAVE_EVERY = 20.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class GeneratorConfig:
 def student_rate(config: GeneratorConfig, epoch: int) -> float:
     """Learning rate of the student in a round (zero-based): a cosine from `lr` at round `warmup` towards `final_lr` after the last."""
     share = (epoch - config.warmup) / max(config.epochs - config.warmup, 1)
-    return config.final_lr + (config.lr - config.final_lr) * (1 + math.cos(math.pi * share)) / 2
+    return cosine(config.lr, config.final_lr, share)
 
 
 class GeneratorResult(NamedTuple):
@@ -195,23 +195,13 @@ def distil_from_generator(
         parts["attacker"] = PerturbationTrainer(network, teacher, config.epsilon)
     attacker = parts.get("attacker")
     pool = ReplayBuffer(config.pool_size, (generator.channels, generator.image_size, generator.image_size), device)
-    history: list[dict] = []
-    inner: list[dict] = []
-    seconds = {"synthesis": 0.0, "student": 0.0}
-    start = 0
-    saver = Checkpointer(folder)
-    restored = saver.load()
-    if restored:
-        start, state = restored
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
-        history, inner, seconds = state["history"], state["inner"], state["seconds"]
-        set_random_state(state["random"])
-        _refill(pool, folder, start, config)
+    start = {"history": [], "inner": [], "seconds": {"synthesis": 0.0, "student": 0.0}}
+    work = Resumable(folder, parts, start)
+    history, inner, seconds = work["history"], work["inner"], work["seconds"]
+    _refill(pool, folder, work.done, config)
     loss = partial(_loss, teacher, student, pool, attacker, config)
-    saved = time.monotonic()
 
-    for epoch in progress(range(start, config.epochs), description, config.epochs, start):
+    for epoch in progress(range(work.done, config.epochs), description, config.epochs, work.done):
         started = time.monotonic()
         synthesizer.augment = partial(
             augment,
@@ -243,12 +233,7 @@ def distil_from_generator(
         history.append(row)
         if log:
             log(**row)
-        if folder is not None and (time.monotonic() - saved > _SAVE_EVERY or epoch + 1 == config.epochs):
-            state = {name: part.state_dict() for name, part in parts.items()}
-            saver.save(
-                epoch + 1, state | {"history": history, "inner": inner, "seconds": seconds, "random": random_state()}
-            )
-            saved = time.monotonic()
+        work.save(epoch + 1, last=epoch + 1 == config.epochs)
 
     student.eval()
     refresh_batch_norm(
@@ -262,7 +247,7 @@ def _shard(folder: Path, epoch: int) -> Path:
     return folder / "pool" / f"round-{epoch:06d}.safetensors"
 
 
-def _refill(pool: ReplayBuffer, folder: Path, epochs: int, config: GeneratorConfig) -> None:
+def _refill(pool: ReplayBuffer, folder: Path | None, epochs: int, config: GeneratorConfig) -> None:
     """Push the shards of the rounds done, but for those that the ring would have lost since."""
     first = max(0, epochs - -(-config.pool_size // config.synthesis_batch))
     for epoch in range(first, epochs):

@@ -18,6 +18,7 @@ from kdnb.errors import InputError
 from kdnb.losses.soft_labels import CompressedLabels, compress_labels, parse_mode, restore_labels
 from kdnb.progress import progress
 from kdnb.randomness import generator_for
+from kdnb.rehearsal import cut
 from kdnb.storage.checkpoints import load_state, save_state, state_hash
 from kdnb.storage.files import write_json
 from kdnb.storage.naming import canonical, recipe_key
@@ -150,7 +151,7 @@ def make_store(
         "images_per_shard": images_per_shard,
     }
     key, shards, num_classes = recipe_key(recipe), [], None
-    for number in progress(range(-(-len(images) // images_per_shard)), "soft labels"):
+    for number in progress(range(-(-len(images) // images_per_shard)), "soft labels", whole=True):
         shard = _finished(folder, number, key)
         if shard is None:
             part = images[number * images_per_shard : (number + 1) * images_per_shard]
@@ -174,13 +175,18 @@ def _draw_crops(images: Tensor, recipe: dict, generator: torch.Generator) -> tup
     return boxes, flips & recipe["flip"]
 
 
+def _filled(labels: Tensor, count: int) -> Tensor:
+    """All labels there must be: after a rehearsal, which asked for some, those again and again."""
+    return labels if len(labels) == count else labels[torch.arange(count) % len(labels)]
+
+
 @torch.inference_mode()
 def _ask(images: Tensor, teacher: nn.Module, boxes: Tensor, flips: Tensor, recipe: dict, batch_size: int) -> dict:
     """The teacher's compressed labels of all crops, a batch of crops at a time."""
     training = teacher.training
     teacher.eval()
     parts, num_classes = [], 0
-    for crops in torch.arange(flips.numel()).split(batch_size):
+    for crops in cut(torch.arange(flips.numel()).split(batch_size), "batch of crops", most=1):
         owner = (crops // flips.shape[1]).to(images.device)
         own_boxes, own_flips = (part.flatten(0, 1)[crops][:, None].to(images.device) for part in (boxes, flips))
         logits = teacher(replay_crops(images[owner], own_boxes, own_flips, recipe["size"])[:, 0]).float()
@@ -188,7 +194,7 @@ def _ask(images: Tensor, teacher: nn.Module, boxes: Tensor, flips: Tensor, recip
         parts.append(compress_labels((logits / recipe["temperature"]).softmax(-1), recipe["mode"]))
     teacher.train(training)
     indices, probs = (
-        None if field[0] is None else torch.cat(field).cpu().view(*flips.shape, -1)
+        None if field[0] is None else _filled(torch.cat(field).cpu(), flips.numel()).view(*flips.shape, -1)
         for field in zip(*parts, strict=True)
     )
     return {

@@ -1,7 +1,5 @@
 """Training a diffusion prior: the plain noise-estimation loss, resumable at any step."""
 
-import math
-import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,11 +11,10 @@ from kdnb.data.tensors import Dataset
 from kdnb.errors import InputError
 from kdnb.generators.diffusion import DiffusionPrior, build_prior, linear_alphas_cumprod, load_prior
 from kdnb.progress import progress
-from kdnb.randomness import generator_for, random_state, seed_everything, set_random_state
+from kdnb.randomness import generator_for, seed_everything
 from kdnb.storage.cache import artifact
-from kdnb.storage.checkpoints import Checkpointer
-
-_SAVE_EVERY = 20.0  # seconds between checkpoints; what a kill can cost. Results do not depend on it.
+from kdnb.training.resume import Resumable, stop_if_not_finite
+from kdnb.training.schedules import warm_cosine
 
 
 class PriorFit(NamedTuple):
@@ -25,18 +22,6 @@ class PriorFit(NamedTuple):
 
     prior: DiffusionPrior
     losses: Tensor
-
-
-def warm_cosine(step: int, steps: int, warmup: float = 0.05) -> float:
-    """Factor of the learning rate at zero-based `step`: a linear rise over the share `warmup` of all steps, then a cosine to zero.
-
-    >>> [round(warm_cosine(step, 12, warmup=0.25), 3) for step in (0, 1, 2, 3, 7, 11)]
-    [0.333, 0.667, 1.0, 0.976, 0.5, 0.024]
-    """
-    rise = max(1, round(warmup * steps))
-    if step < rise:
-        return (step + 1) / rise
-    return 0.5 * (1 + math.cos(math.pi * (step + 1 - rise) / (steps + 1 - rise)))
 
 
 def ema_decay_at(step: int, ema_decay: float) -> float:
@@ -96,15 +81,20 @@ def train_prior(
     model.to(images.device).train().requires_grad_(True)
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(parameters, lr, betas=(0.9, 0.99))
-    averages = [parameter.detach().clone() for parameter in parameters]
-    losses = torch.zeros(steps, device=images.device)
     seed_everything(seed)
-    saver = Checkpointer(folder)
-    restored = saver.load()
-    start = _restore(restored[1], recipe, model, optimizer, averages, losses) if restored else 0
-    saved = time.monotonic()
+    start = {
+        "averages": [parameter.detach().clone() for parameter in parameters],
+        "losses": torch.zeros(steps, device=images.device),
+    }
 
-    for step in progress(range(start, steps), "diffusion prior", steps, start):
+    def check() -> None:
+        stop_if_not_finite("diffusion prior", {"the loss": losses})
+
+    parts = {"model": model, "optimizer": optimizer}
+    work = Resumable(folder, parts, start, device=images.device, recipe=recipe, check=check)
+    averages, losses = work["averages"], work["losses"]
+
+    for step in progress(range(work.done, steps), "diffusion prior", steps, work.done):
         x_t, t, eps = _noisy_batch(
             images, alphas_device, batch_size, generator_for(seed, "prior", step, device=images.device)
         )
@@ -119,12 +109,9 @@ def train_prior(
             averages, [parameter.detach() for parameter in parameters], 1 - ema_decay_at(step, ema_decay)
         )
         losses[step] = loss.detach()
-        if folder is not None and time.monotonic() - saved > _SAVE_EVERY:
-            _stop_if_not_finite(losses)
-            saver.save(step + 1, _snapshot(step + 1, recipe, model, optimizer, averages, losses))
-            saved = time.monotonic()
+        work.save(step + 1)
 
-    _stop_if_not_finite(losses)
+    check()
     with torch.no_grad():
         for parameter, average in zip(parameters, averages, strict=True):
             parameter.copy_(average)
@@ -141,42 +128,6 @@ def _noisy_batch(
     eps = torch.randn(x_0.shape, generator=generator, device=device, dtype=images.dtype)
     alpha_bar = alphas_cumprod[t].view(-1, 1, 1, 1)
     return alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * eps, t, eps
-
-
-def _snapshot(step: int, recipe: dict, model: nn.Module, optimizer, averages: list[Tensor], losses: Tensor) -> dict:
-    return {
-        "step": step,
-        "recipe": recipe,
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "averages": averages,
-        "losses": losses,
-        "random": random_state(),
-    }
-
-
-def _restore(state: dict, recipe: dict, model: nn.Module, optimizer, averages: list[Tensor], losses: Tensor) -> int:
-    """Put a snapshot back and return the number of steps done."""
-    if state["recipe"] != recipe:
-        raise InputError(
-            f"the folder holds checkpoints of another recipe: {state['recipe']}, asked for {recipe}; empty it or use another"
-        )
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    for average, saved in zip(averages, state["averages"], strict=True):
-        average.copy_(saved)
-    losses.copy_(state["losses"])
-    set_random_state(state["random"])
-    return state["step"]
-
-
-def _stop_if_not_finite(losses: Tensor) -> None:
-    bad = (~losses.isfinite()).nonzero()
-    if len(bad):
-        raise FloatingPointError(
-            f"diffusion prior: the loss became infinite or NaN at step {int(bad[0])}; the last checkpoint is from "
-            "before. Lower lr."
-        )
 
 
 def trained_prior(

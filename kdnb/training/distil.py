@@ -90,11 +90,11 @@ def distil(
             A network that has no name (`kdnb.training.teachers.Model`) is trained each time: nothing says when two are the same.
         omitted_class: a class of which no image is in the student's training split.
     Raises:
-        InputError: what `methods.build`, `Method.bind` and `fit` refuse, or a class that there isn't.
+        InputError: what `methods.build`, `Method.bind` and `fit` refuse, or a class that the data set has not.
     """
-    net, method = _bound(setting, student, teacher, data, recipe, seed)
     train = data.train if omitted_class is None else data.train.without_class(_known_class(omitted_class, data))
     named = isinstance(student, str)
+    net, method = bound(setting, student, teacher, data, recipe, seed, len(train))
     key = {
         "student": identity(student) if named else state_hash(net.plain.state_dict()),
         "method": setting.method,
@@ -132,13 +132,14 @@ def distil(
     return Distilled(net.eval(), method.eval(), state["history"], state["seconds"], recipe_key(key))
 
 
-def _bound(
-    setting: Setting, student: Model, teacher: Trained, data: Dataset, recipe: Recipe, seed: int
+def bound(
+    setting: Setting, student: Model, teacher: Trained, data: Dataset, recipe: Recipe, seed: int, num_images: int
 ) -> tuple[nn.Module, nn.Module]:
-    """An untrained student and its method, made for each other."""
+    """An untrained student and its method, made for each other and for a split of so many images."""
     net = fresh(student, data, seed)
     method = methods.build(setting.method, **setting.hyper)
-    method.bind(net, teacher.model, data.image_shape, data.num_classes, recipe.batch_size)
+    shape, batch = data.image_shape, recipe.batch_size
+    method.bind(net, teacher.model, shape, data.num_classes, batch, recipe.epochs, num_images)
     return net, method
 
 

@@ -4,11 +4,9 @@ A killed `fit` continues from its last checkpoint and ends with the same bits as
 of the step, the order of an epoch and every augmentation are functions of (seed, epoch, step), and the rest is in the checkpoint.
 """
 
-import dataclasses
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +18,16 @@ from kdnb import methods
 from kdnb.data.augmentation import augment, strong_augment
 from kdnb.data.tensors import Split
 from kdnb.errors import InputError
+from kdnb.methods.base import Method
 from kdnb.models.base import Classifier
+from kdnb.models.frozen import batch_statistics
 from kdnb.models.taps import as_classifier
 from kdnb.progress import progress
-from kdnb.randomness import generator_for, random_state, seed_everything, set_random_state
-from kdnb.storage.checkpoints import Checkpointer
+from kdnb.randomness import generator_for, seed_everything
+from kdnb.rehearsal import cut
 from kdnb.training.evaluation import evaluate
 from kdnb.training.recipe import LAYOUTS, PRECISIONS, Recipe, learning_rate
-
-_SAVE_EVERY = 20.0  # seconds between checkpoints; what a kill can cost. Results do not depend on it.
-
-
-@dataclass
-class Position:
-    """How far a `fit` is: epoch and step within it, running sums of the epoch, rows of finished epochs."""
-
-    epoch: int = 0
-    step: int = 0
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    history: list[dict] = field(default_factory=list)
-    seconds: float = 0.0
+from kdnb.training.resume import Resumable, stop_if_not_finite
 
 
 @dataclass(frozen=True)
@@ -76,106 +64,170 @@ def fit(
     Args:
         student, teacher: classifiers, or any nn.Module from images to logits; that one takes images as they come.
         method: a distillation method of `kdnb.methods`, already bound; None: cross-entropy on the labels.
-        teacher: in eval mode, never updated; needed if the method says so.
+        teacher: never updated, in eval mode while it is asked; needed if the method says so.
         seed: of the order, the augmentation and the global random state.
         folder: for checkpoints; None: the work can't be resumed.
         log: called with the row of each finished epoch as keywords.
     Raises:
-        InputError: no images, no labels where the method needs them, no teacher where it needs one.
+        InputError: no images, images that are no floats around [-1, 1], labels that don't fit the student, no labels or no teacher where
+            the method needs them, a method that is not bound.
         FloatingPointError: a term became infinite or NaN; the message names term and step.
     """
     method = method or methods.build("ce")
-    _check_fit(train, method, teacher, recipe)
-    device, memory_format = train.device, LAYOUTS[recipe.layout]
-    _check_layout(student, recipe, device)
-    student, teacher = _with_features(train, device, student, teacher)
-    student.to(device, memory_format=memory_format).train()
-    method.to(device).train()
-    if teacher is not None:
-        teacher.to(device, memory_format=memory_format)
-    forward = torch.compile(student) if recipe.compile else student
-    parameters = [*student.parameters(), *method.parameters()]
-    optimizer = torch.optim.SGD(
-        parameters, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov
-    )
-    scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
-    averaged = _averaged(student, method, recipe.ema_decay) if recipe.ema_decay else None
-    parts = {"student": student, "method": method, "optimizer": optimizer, "scaler": scaler, "averaged": averaged}
-    parts = {name: part for name, part in parts.items() if part is not None}
-
+    _check_fit(student, train, method, teacher, recipe)
+    student, teacher = _with_features(train, train.device, student, teacher)
+    trainer = _Trainer(student, teacher, method, recipe, train.device)
     steps_per_epoch = len(train) // recipe.batch_size + (len(train) % recipe.batch_size > 1)
-    saver, position = Checkpointer(folder), Position()
     seed_everything(seed)
-    restored = saver.load()
-    if restored:
-        position = _restore(restored[1], parts)
-    started = saved = time.monotonic()
-    spent = position.seconds
 
-    for epoch in progress(range(position.epoch, recipe.epochs), description, recipe.epochs, position.epoch):
-        steps = range(position.step, steps_per_epoch)
-        for step, (images, labels) in zip(steps, train.epoch(seed, epoch, recipe.batch_size, steps), strict=True):
+    def check() -> None:
+        _stop_if_not_finite(work["sums"], description)
+
+    work = Resumable(folder, trainer.parts, {"sums": {}, "history": []}, device=train.device, check=check)
+    if not work.done:
+        method.prepare(student, teacher, train)
+
+    history = work["history"]  # a row for each epoch done; `work.done` counts steps
+    for epoch in progress(range(len(history), recipe.epochs), description, recipe.epochs, len(history)):
+        steps = range(max(work.done - epoch * steps_per_epoch, 0), steps_per_epoch)
+        order = train.permutation(seed, epoch).to(train.device) if method.needs_indices else None
+        batches = zip(steps, train.epoch(seed, epoch, recipe.batch_size, steps), strict=True)
+        for step, (images, labels) in cut(batches, "step", len(steps)):
             total_step = epoch * steps_per_epoch + step
-            views = _views(images, recipe, method, generator_for(seed, "augment", total_step, device=device))
+            indices = None if order is None else order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
+            generator = generator_for(seed, "augment", total_step, device=train.device)
+            rate = learning_rate(recipe, total_step, steps_per_epoch)
+            terms = trainer.step(images, labels, indices, generator, rate, epoch)
+            _accumulate(work["sums"], terms, total_step)
+            work.save(total_step + 1)
 
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(recipe, total_step, steps_per_epoch)
-            with _autocast(recipe, device):
-                features_t = _teacher_features(teacher, views, method, memory_format)
-                features_s = [forward(view.to(memory_format=memory_format), return_features=True) for view in views]
-                terms = method(_single(features_s), _single(features_t), labels, epoch + 1)
-                loss = sum(terms.values())
-            optimizer.zero_grad(set_to_none=True)
-            scaler.scale(loss).backward()
-            if recipe.clip_norm is not None:
-                scaler.unscale_(optimizer)
-                nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
-            scaler.step(optimizer)
-            scaler.update()
-            if averaged is not None:
-                averaged.update_parameters(nn.ModuleList([student, method]))
-
-            _accumulate(position.sums, terms, total_step)
-            if folder is not None and time.monotonic() - saved > _SAVE_EVERY:
-                _stop_if_not_finite(position.sums, description)
-                position.epoch, position.step, position.seconds = epoch, step + 1, spent + time.monotonic() - started
-                saver.save(total_step + 1, _snapshot(position, parts))
-                saved = time.monotonic()
-
-        _stop_if_not_finite(position.sums, description)
+        check()
         row = {"epoch": epoch + 1, "lr": learning_rate(recipe, (epoch + 1) * steps_per_epoch - 1, steps_per_epoch)}
-        row |= {
-            f"train_{name}": (value / steps_per_epoch).item()
-            for name, value in position.sums.items()
-            if name != "_bad_step"
-        }
+        row |= {f"train_{name}": (total / steps_per_epoch).item() for name, total in _terms(work["sums"]).items()}
         if (epoch + 1) % recipe.eval_every == 0 or epoch + 1 == recipe.epochs:
-            judged, by = averaged.module if averaged is not None else (student, method)
-            row |= evaluate(judged, test, getattr(by, "predict", None))
-        position.history.append(row)
-        position.sums, position.step, position.epoch = {}, 0, epoch + 1
+            row |= trainer.evaluate(test)
+        history.append(row)
+        work["sums"] = {}
         if log:
             log(**row)
 
-    seconds = spent + time.monotonic() - started
-    if folder is not None and not (restored and restored[0] == recipe.epochs * steps_per_epoch):
-        position.seconds = seconds
-        saver.save(recipe.epochs * steps_per_epoch, _snapshot(position, parts))
-    if averaged is not None:
-        for module, average in zip((student, method), averaged.module, strict=True):
-            module.load_state_dict(average.state_dict())
-    student.eval()
-    method.eval()
-    return Fit(position.history, seconds)
+    work.save(recipe.epochs * steps_per_epoch, last=True)
+    trainer.finish()
+    return Fit(history, work.seconds)
 
 
-def _check_fit(train: Split, method: nn.Module, teacher: nn.Module | None, recipe: Recipe) -> None:
+class _Trainer:
+    """Student, method and teacher on a device, the optimiser, and one step of them.
+
+    Attributes:
+        parts: what a checkpoint must hold, by name.
+    """
+
+    def __init__(self, student: nn.Module, teacher: nn.Module | None, method: nn.Module, recipe: Recipe, device):
+        self.student, self.teacher, self.method, self.recipe, self.device = student, teacher, method, recipe, device
+        self.memory_format = LAYOUTS[recipe.layout]
+        student.to(device, memory_format=self.memory_format).train()
+        method.to(device).train()
+        if teacher is not None:
+            teacher.to(device, memory_format=self.memory_format)
+        self.forward = torch.compile(student) if recipe.compile else student
+        self.parameters = [*student.parameters(), *method.parameters()]
+        self.optimizer = torch.optim.SGD(
+            self.parameters, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov
+        )
+        self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
+        self.averaged = _averaged(student, method, recipe.ema_decay) if recipe.ema_decay else None
+        self.parts: dict[str, Any] = {
+            "student": student,
+            "method": method,
+            "optimizer": self.optimizer,
+            "scaler": self.scaler,
+        }
+        if self.averaged is not None:
+            self.parts["averaged"] = self.averaged
+
+    def step(
+        self,
+        images: Tensor,
+        labels: Tensor | None,
+        indices: Tensor | None,
+        generator: torch.Generator,
+        rate: float,
+        epoch: int,
+    ) -> dict[str, Tensor]:
+        """One optimiser step on one batch; the named terms of its loss."""
+        views = _views(images, self.recipe, self.method, generator)
+        extra = {} if indices is None else {"indices": indices, "generator": generator}
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        with _autocast(self.recipe, self.device):
+            features_t = _teacher_features(self.teacher, views, self.method, self.memory_format)
+            asked = _asked("student", self.method)
+            features_s = [self.forward(view.to(memory_format=self.memory_format), **asked) for view in views]
+            terms = self.method(_single(features_s), _single(features_t), labels, epoch + 1, **extra)
+            loss = sum(terms.values())
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        if self.recipe.clip_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.averaged is not None:
+            self.averaged.update_parameters(nn.ModuleList([self.student, self.method]))
+        return terms
+
+    def evaluate(self, test: Split) -> dict[str, float]:
+        """Accuracy of the student, or of its average, as the method predicts with it."""
+        judged, by = self.averaged.module if self.averaged is not None else (self.student, self.method)
+        return evaluate(judged, test, getattr(by, "predict", None))
+
+    def finish(self) -> None:
+        """Leave student and adapters as they are judged: averaged where asked for, in eval mode."""
+        if self.averaged is not None:
+            for module, average in zip((self.student, self.method), self.averaged.module, strict=True):
+                module.load_state_dict(average.state_dict())
+        self.student.eval()
+        self.method.eval()
+
+
+def _check_fit(student: nn.Module, train: Split, method: nn.Module, teacher: nn.Module | None, recipe: Recipe) -> None:
+    name = type(method).__name__
     if len(train) < 2:
         raise InputError(f"training needs at least 2 images, got {len(train)}")
     if method.needs_teacher and teacher is None:
-        raise InputError(f"{type(method).__name__} distils from a teacher, and none was given")
+        raise InputError(f"{name} distils from a teacher, and none was given")
     if train.labels is None and method.needs_labels:
-        raise InputError(f"{type(method).__name__} uses labels with these weights, and the images have none")
+        raise InputError(f"{name} uses labels with these weights, and the images have none")
+    if isinstance(method, Method) and not method.ready:
+        raise InputError(
+            f"{name} has adapters and was not bound to its networks; call method.bind(student, teacher, ...)"
+        )
+    if isinstance(train, Split):
+        _check_images(train.images)
+        _check_labels(train.labels, student)
+    _check_layout(student, recipe, train.device)
+
+
+def _check_images(images: Tensor) -> None:
+    if not images.is_floating_point():
+        raise InputError(f"images must be floats in [-1, 1], got {images.dtype}; divide by 127.5 and subtract 1")
+    low, high = (float(bound) for bound in images.aminmax())
+    if high > 16 or low < -16:
+        raise InputError(
+            f"images must be floats in [-1, 1], got values from {low:g} to {high:g}; divide by 127.5 and subtract 1"
+        )
+
+
+def _check_labels(labels: Tensor | None, student: nn.Module) -> None:
+    classes = getattr(getattr(student, "head", None), "out_features", None)
+    if labels is None or labels.dim() != 1 or labels.is_floating_point() or classes is None:
+        return
+    low, high = (int(bound) for bound in labels.aminmax())
+    if low < 0 or high >= classes:
+        raise InputError(
+            f"the student tells {classes} classes apart, 0 to {classes - 1}; the labels go from {low} to {high}"
+        )
 
 
 def _with_features(train: Split, device: torch.device, *models: nn.Module | None) -> list[nn.Module | None]:
@@ -219,12 +271,19 @@ def _autocast(recipe: Recipe, device: torch.device):
     return torch.autocast(device.type, dtype) if dtype else nullcontext()
 
 
+def _asked(role: str, method: nn.Module) -> dict[str, bool]:
+    """What the method wants of a network's forward pass."""
+    return {"return_features": True} | ({"preactivations": True} if role in method.needs_preactivations else {})
+
+
 def _teacher_features(teacher: nn.Module | None, views: list[Tensor], method: nn.Module, memory_format) -> list:
     """Teacher outputs as constants. Inference mode is faster than no_grad; its tensors are cloned because a loss must save them."""
     if teacher is None or not method.needs_teacher:
         return [None] * len(views)
-    with torch.inference_mode():
-        outputs = [teacher(view.to(memory_format=memory_format), return_features=True) for view in views]
+    asked = _asked("teacher", method)
+    lent = batch_statistics(teacher) if method.batch_statistics else nullcontext()
+    with torch.inference_mode(), lent:
+        outputs = [teacher(view.to(memory_format=memory_format), **asked) for view in views]
     return [_constants(output, method.needs_features) for output in outputs]
 
 
@@ -233,12 +292,13 @@ def _constants(features, with_maps: bool):
         return features._replace(
             logits=features.logits.clone(), pooled=features.pooled.clone(), feats=[], final_map=None
         )
-    feats = [feature.clone() for feature in features.feats]
+    before = features.preactivations
     return features._replace(
         logits=features.logits.clone(),
         pooled=features.pooled.clone(),
-        feats=feats,
+        feats=[feature.clone() for feature in features.feats],
         final_map=features.final_map.clone(),
+        preactivations=before and [feature.clone() for feature in before],
     )
 
 
@@ -260,32 +320,15 @@ def _accumulate(sums: dict[str, Tensor], terms: dict[str, Tensor], step: int) ->
     for name, value in terms.items():
         value = value.detach().double()
         sums[name] = sums[name] + value if name in sums else value
-    bad = ~torch.stack([value.isfinite() for value in sums.values() if value.is_floating_point()]).all()
-    first = sums.get("_bad_step", torch.tensor(-1, device=bad.device))
+    bad = ~torch.stack([total.isfinite() for total in _terms(sums).values()]).all()
+    first = sums["_bad_step"] if "_bad_step" in sums else torch.full_like(bad, -1, dtype=torch.int64)
     sums["_bad_step"] = torch.where(bad & (first < 0), step, first)
 
 
+def _terms(sums: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: total for name, total in sums.items() if name != "_bad_step"}
+
+
 def _stop_if_not_finite(sums: dict[str, Tensor], description: str) -> None:
-    step = int(sums.get("_bad_step", torch.tensor(-1)))
-    if step >= 0:
-        names = [name for name, value in sums.items() if not value.isfinite()]
-        raise FloatingPointError(
-            f"{description}: {', '.join(names)} became infinite or NaN at step {step}; the last checkpoint is from before. "
-            "Lower lr, or clip gradients with clip_norm."
-        )
-
-
-def _snapshot(position: Position, parts: dict[str, Any]) -> dict:
-    return {"position": dataclasses.asdict(position), "random": random_state()} | {
-        name: part.state_dict() for name, part in parts.items()
-    }
-
-
-def _restore(state: dict, parts: dict[str, Any]) -> Position:
-    for name, part in parts.items():
-        part.load_state_dict(state[name])
-    set_random_state(state["random"])
-    device = next(parts["student"].parameters()).device
-    position = Position(**state["position"])
-    position.sums = {name: value.to(device) for name, value in position.sums.items()}
-    return position
+    if sums and (step := int(sums["_bad_step"])) >= 0:
+        stop_if_not_finite(description, _terms(sums), f"at step {step}")

@@ -1,11 +1,11 @@
 """How a network is trained: the settings of plain training and distillation, and the learning rate as a function of the step."""
 
-import math
 from dataclasses import dataclass
 
 import torch
 
 from kdnb.errors import InputError, check_name
+from kdnb.training.schedules import cosine, multistep, one_cycle
 
 SCHEDULES = ("one_cycle", "multistep", "cosine", "constant")
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -67,23 +67,14 @@ class Recipe:
 
 def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
     """The rate of optimiser step `step` (zero-based): a pure function, so there is no scheduler state to lose."""
-    total = recipe.epochs * steps_per_epoch
     epoch = step // steps_per_epoch
     if recipe.schedule == "one_cycle":
-        start, end = recipe.lr / 25, recipe.lr / 25 / 1e4
-        rise = max(0.25 * total - 1, 0.0)
-        if step < rise:
-            return _cosine(start, recipe.lr, step / rise)
-        return _cosine(recipe.lr, end, (step - rise) / max(total - 1 - rise, 1e-9))
+        return one_cycle(recipe.lr, step, recipe.epochs * steps_per_epoch)
     rate = recipe.lr
     if recipe.schedule == "multistep":
-        rate *= recipe.lr_gamma ** sum(epoch >= milestone for milestone in recipe.milestones)
+        rate = multistep(recipe.lr, recipe.lr_gamma, recipe.milestones, epoch)
     elif recipe.schedule == "cosine":
-        rate = _cosine(recipe.lr, recipe.final_lr, epoch / recipe.epochs)
+        rate = cosine(recipe.lr, recipe.final_lr, epoch / recipe.epochs)
     if step < recipe.warmup_epochs * steps_per_epoch:
         rate *= (step + 1) / (recipe.warmup_epochs * steps_per_epoch)
     return rate
-
-
-def _cosine(start: float, end: float, share: float) -> float:
-    return end + (start - end) / 2 * (1 + math.cos(math.pi * share))

@@ -1,12 +1,13 @@
 """The student's part of a round of data-free distillation: some steps of SGD on images that a buffer holds."""
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from kdnb.randomness import generator_for
+from kdnb.rehearsal import cut
+from kdnb.training.resume import stop_if_not_finite
 
 
 def student_phase(
@@ -35,15 +36,12 @@ def student_phase(
     for group in optimizer.param_groups:
         group["lr"] = rate
     total = torch.zeros((), device=device)
-    for step in range(steps):
+    for step in cut(range(steps), "step"):
         value = loss(generator_for(seed, "student", epoch, step, device=device))
         optimizer.zero_grad(set_to_none=True)
         value.backward()
         optimizer.step()
         total += value.detach()
-    mean = (total / steps).item()
-    if not math.isfinite(mean):
-        raise FloatingPointError(
-            f"the student's loss became infinite or NaN in round {epoch + 1}; the last checkpoint is from before. Lower lr."
-        )
-    return mean
+    mean = total / steps
+    stop_if_not_finite("student", {"the loss": mean}, f"in round {epoch + 1}")
+    return mean.item()

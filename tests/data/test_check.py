@@ -12,7 +12,7 @@ from kdnb.errors import InputError
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
-    monkeypatch.setattr("kdnb.data.formats.data_roots", lambda: [tmp_path])
+    monkeypatch.setattr("kdnb.data.locate.data_roots", lambda: [tmp_path])
     return tmp_path
 
 

@@ -8,6 +8,7 @@ from kdnb.data.folders import FRAMINGS, FolderSplit, frame, read_picture
 from kdnb.errors import InputError
 from kdnb.models import build
 from kdnb.randomness import generator_for
+from kdnb.storage.checkpoints import Checkpointer
 from kdnb.training import loop
 from kdnb.training.recipe import Recipe
 
@@ -223,7 +224,7 @@ def test_training_on_pictures_resumes_bit_for_bit(tmp_path, monkeypatch, stop):
     """Stopped after every step of two epochs, the last step of an epoch included."""
     split = make_split(tmp_path / "pictures")
     recipe = Recipe(epochs=2, batch_size=3, lr=0.1, schedule="constant", flip=True)
-    monkeypatch.setattr(loop, "_SAVE_EVERY", -1.0)
+    monkeypatch.setattr("kdnb.training.resume.SAVE_EVERY", -1.0)
 
     def run(folder):
         torch.manual_seed(0)
@@ -232,7 +233,7 @@ def test_training_on_pictures_resumes_bit_for_bit(tmp_path, monkeypatch, stop):
         return student.state_dict()
 
     whole = run(None)
-    save, saves = loop.Checkpointer.save, []
+    save, saves = Checkpointer.save, []
 
     def save_and_stop(saver, step, state):
         save(saver, step, state)
@@ -241,7 +242,7 @@ def test_training_on_pictures_resumes_bit_for_bit(tmp_path, monkeypatch, stop):
             raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Checkpointer, "save", save_and_stop)
+        patch.setattr(Checkpointer, "save", save_and_stop)
         with pytest.raises(Killed):
             run(tmp_path / "run")
     resumed = run(tmp_path / "run")

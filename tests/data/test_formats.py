@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from kdnb.data import formats
+from kdnb.data.locate import find_folder
 from kdnb.errors import InputError
 
 
@@ -134,10 +135,10 @@ def test_a_cifar_batch_that_carries_code_is_refused_and_the_code_does_not_run(tm
 
 
 def test_a_folder_counts_as_found_only_if_it_is_complete(tmp_path, monkeypatch):
-    monkeypatch.setattr(formats, "data_roots", lambda: [tmp_path / "nowhere", tmp_path])
+    monkeypatch.setattr("kdnb.data.locate.data_roots", lambda: [tmp_path / "nowhere", tmp_path])
     (tmp_path / "first").mkdir()
     (tmp_path / "second").mkdir()
     for path in ("first/a", "second/a", "second/b.gz"):
         (tmp_path / path).write_bytes(b"")
-    assert formats.find_folder(["first", "second"], ["a", "b"]) == tmp_path / "second"
-    assert formats.find_folder(["first"], ["a", "b"]) is None
+    assert find_folder(["first", "second"], ["a", "b"]) == tmp_path / "second"
+    assert find_folder(["first"], ["a", "b"]) is None

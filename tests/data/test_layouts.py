@@ -12,7 +12,7 @@ from kdnb.errors import InputError
 @pytest.fixture
 def small(monkeypatch, tmp_path):
     """A data root, and the three data sets with 3 classes in place of their own number."""
-    monkeypatch.setattr("kdnb.data.formats.data_roots", lambda: [tmp_path])
+    monkeypatch.setattr("kdnb.data.locate.data_roots", lambda: [tmp_path])
     for name in layouts.LAYOUTS:
         monkeypatch.setitem(DATASETS, name, dataclasses.replace(DATASETS[name], num_classes=3))
     return tmp_path

@@ -16,7 +16,7 @@ from kdnb.errors import InputError
 
 @pytest.fixture
 def root(monkeypatch, tmp_path):
-    monkeypatch.setattr("kdnb.data.formats.data_roots", lambda: [tmp_path])
+    monkeypatch.setattr("kdnb.data.locate.data_roots", lambda: [tmp_path])
     return tmp_path
 
 

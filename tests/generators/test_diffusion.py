@@ -256,7 +256,7 @@ def test_resumed_training_ends_with_the_same_bits(images, tmp_path, monkeypatch,
     settings = {"steps": 10, "batch_size": 4, "lr": 0.01, "seed": 3}
     whole = train_prior(Dropping(), images, **settings)
 
-    monkeypatch.setattr(prior, "_SAVE_EVERY", -1.0)
+    monkeypatch.setattr("kdnb.training.resume.SAVE_EVERY", -1.0)
     for stop in stops:
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(prior, "progress", _stop_before(stop))
@@ -275,7 +275,7 @@ def test_seed_decides_the_draws(images):
 
 
 def test_checkpoints_of_another_recipe_are_refused(images, tmp_path, monkeypatch):
-    monkeypatch.setattr(prior, "_SAVE_EVERY", -1.0)
+    monkeypatch.setattr("kdnb.training.resume.SAVE_EVERY", -1.0)
     train_prior(Dropping(), images, steps=2, folder=tmp_path)
     with pytest.raises(InputError, match="another recipe"):
         train_prior(Dropping(), images, steps=3, folder=tmp_path)

@@ -5,6 +5,7 @@ import torch
 
 from kdnb.errors import InputError
 from kdnb.losses import batch_similarity, feature_mse, pool_to, pool_to_smaller, semckd_loss, vid_loss
+from kdnb.losses.features import unit_length
 
 GENERATOR = torch.Generator().manual_seed(0)
 FEAT_S, FEAT_T = torch.randn(2, 3, 4, 2, 2, generator=GENERATOR, dtype=torch.float64).unbind()
@@ -21,6 +22,13 @@ def test_the_larger_map_is_pooled_to_the_smaller():
 def test_mse_by_hand_and_zero_at_agreement():
     assert feature_mse(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 2.0]])).item() == 2.0
     assert feature_mse(FEAT_T, FEAT_T).item() == 0
+
+
+def test_unit_length_of_zeros_is_zeros_with_a_gradient_of_ordinary_size():
+    rows = torch.tensor([[3.0, 4.0], [0.0, 0.0]], requires_grad=True)
+    unit = unit_length(rows)
+    unit.sum().backward()
+    assert torch.allclose(unit, torch.tensor([[0.6, 0.8], [0.0, 0.0]])) and rows.grad[1].tolist() == [1, 1]
 
 
 def test_vid_by_hand():

@@ -1,12 +1,15 @@
 """Methods with adapters: shapes for every pair of networks, parameter counts, what is trained, what is saved."""
 
+import copy
+
 import pytest
 import torch
 from torch.nn import functional as F
 
+from kdnb.data.tensors import Split
 from kdnb.errors import InputError
-from kdnb.losses import ce_loss, feature_mse, kd_loss
-from kdnb.methods import build
+from kdnb.losses import at_loss, ce_loss, feature_mse, kd_loss, pkt_loss, rkd_losses, sp_loss, wkd_f_losses
+from kdnb.methods import METHODS, build
 from kdnb.methods.fitnet import HintRegressor
 from kdnb.methods.semckd import CrossLayerAttention, SimilarityEmbedding
 from kdnb.methods.simkd import SimKD
@@ -17,7 +20,8 @@ from kdnb.models import build as build_model
 K, B, IMAGE = 10, 8, (3, 32, 32)
 GENERATOR = torch.Generator().manual_seed(0)
 IMAGES, LABELS = torch.rand(B, *IMAGE, generator=GENERATOR) * 2 - 1, torch.randint(K, (B,), generator=GENERATOR)
-FEATURE_METHODS = ["fitnet", "vid", "vid_released", "semckd", "srrl", "srrl_official", "simkd"]
+WITH_TEACHER = [name for name, entry in METHODS.items() if entry.needs_teacher and entry.views == 1]
+STAGE_BY_STAGE = ("reviewkd", "ofd", "ofd_released")  # methods that need as many stages in both networks
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -32,17 +36,23 @@ def pair():
 
 
 def features(model, images=IMAGES):
-    return model(images, return_features=True)
+    return model(images, return_features=True, preactivations=True)
 
 
-@pytest.mark.parametrize("name", FEATURE_METHODS)
+@pytest.mark.parametrize("name", WITH_TEACHER)
 @pytest.mark.parametrize("networks", [("resnet8w4", "vgg8q"), ("vgg8q", "resnet8w4"), ("mobilenetv2", "wrn_16_1")])
 def test_unlike_networks_can_be_bound_and_trained(name, networks):
     torch.manual_seed(0)
     student, teacher = (build_model(network, K) for network in networks)
-    method = build(name).bind(student, teacher.eval(), IMAGE, K, 4)
     images, labels = IMAGES[:4], LABELS[:4]
-    terms = method(features(student, images), features(teacher, images), labels, 1)
+    method = build(name)
+    if name in STAGE_BY_STAGE:
+        with pytest.raises(InputError, match="stages|before their ReLU"):
+            method.bind(student, teacher.eval(), IMAGE, K, 4)
+        return
+    method.bind(student, teacher.eval(), IMAGE, K, 4, num_images=4).prepare(student, teacher, Split(images, labels))
+    places = {"indices": torch.arange(4)} if method.needs_indices else {}
+    terms = method(features(student, images), features(teacher, images), labels, 1, **places)
     sum(terms.values()).backward()
     assert all(term.isfinite() for term in terms.values())
     assert all(parameter.grad is not None for parameter in method.parameters() if parameter.requires_grad)
@@ -220,3 +230,87 @@ def test_simkd_restored_from_its_state_predicts_without_the_teacher(networks):
 def test_simkd_refuses_a_factor_that_leaves_no_channels(pair):
     with pytest.raises(InputError, match="factor must be at most"):
         build("simkd", factor=64).bind(*pair, IMAGE, K, B)
+
+
+def test_attention_transfer_sums_over_the_stages_that_both_have(pair):
+    student, teacher = features(pair[0]), features(pair[1])
+    method = build("at", feature_weight=10.0).bind(*pair, IMAGE, K, B)
+    losses = [at_loss(ours, theirs) for ours, theirs in zip(student.feats[1:], teacher.feats[1:], strict=True)]
+    assert method(student, teacher, LABELS, 1)["feature"].item() == pytest.approx(10 * sum(losses).item())
+    shorter = teacher._replace(feats=teacher.feats[:3])
+    assert method(student, shorter, LABELS, 1)["feature"].item() == pytest.approx(10 * sum(losses[:2]).item())
+    with pytest.raises(InputError, match="power must be at least 1"):
+        build("at", power=0.5)
+
+
+def test_relational_methods_compare_what_their_papers_compare(pair):
+    student, teacher = features(pair[0]), features(pair[1])
+    distance, angle = rkd_losses(student.pooled, teacher.pooled)
+    terms = build("rkd")(student, teacher, LABELS, 1)
+    assert (terms["distance"].item(), terms["angle"].item()) == pytest.approx((25 * distance.item(), 50 * angle.item()))
+    assert build("pkt")(student, teacher, LABELS, 1)["feature"].item() == pytest.approx(
+        30000 * pkt_loss(student.pooled, teacher.pooled).item()
+    )
+    assert build("sp")(student, teacher, LABELS, 1)["feature"].item() == pytest.approx(
+        3000 * sp_loss(student.feats[-1], teacher.feats[-1]).item()
+    )
+
+
+@pytest.mark.parametrize("name", ["cat_kd", "cat_kd_normalized"])
+def test_cat_kd_trains_and_predicts_without_the_bias_of_the_head(name, pair):
+    student, teacher = pair
+    method = build(name).bind(student, teacher, IMAGE, K, B)
+    student.head.bias.data += 5 * torch.arange(K)
+    seen, known = features(student), features(teacher)
+    bare = seen.logits - student.head.bias
+    terms = method(seen, known, LABELS, 1)
+    assert terms["ce"].item() == pytest.approx(ce_loss(bare, LABELS).item(), rel=1e-5)
+    torch.testing.assert_close(method.predict(seen), bare, rtol=1e-4, atol=1e-4)
+    sum(terms.values()).backward()
+    assert student.head.bias.grad is None and student.head.weight.grad.abs().sum() > 0
+    assert teacher.head.weight.grad is None and method.extra_parameters() == 0
+
+
+def test_cat_kd_that_is_averaged_predicts_by_the_averaged_head(pair):
+    student, method = copy.deepcopy(torch.nn.ModuleList([pair[0], build("cat_kd").bind(*pair, IMAGE, K, B)]))
+    student.head.weight.data.zero_()
+    assert method.predict(features(student)).abs().max() == 0
+
+
+def test_wkd_f_decays_to_the_end_of_the_training(pair):
+    student, teacher = features(pair[0]), features(pair[1])
+
+    def weights(epochs):
+        method = build("wkd_f", decay_start=2).bind(*pair, IMAGE, K, B, epochs=epochs).eval()
+        method.projector.load_state_dict(first.projector.state_dict())
+        return [method(student, teacher, LABELS, epoch)["mean"].item() for epoch in range(1, 7)]
+
+    first = build("wkd_f").bind(*pair, IMAGE, K, B)
+    whole = weights(None)
+    assert whole == [whole[0]] * 6
+    assert weights(6) == pytest.approx([share * whole[0] for share in (1, 1, 0.853553, 0.5, 0.146447, 0)], abs=1e-6)
+
+
+def test_wkd_f_projects_to_the_teachers_last_map(pair):
+    method = build("wkd_f", mean_ratio=3.0).bind(*pair, IMAGE, K, B).eval()
+    student, teacher = features(pair[0]), features(pair[1])
+    mean, deviation = wkd_f_losses(method.projector(student.feats[-1]), teacher.feats[-1])
+    terms = method(student, teacher, LABELS, 1)
+    assert (terms["mean"] + terms["deviation"]).item() == pytest.approx(0.08 * (3 * mean + deviation).item(), rel=1e-5)
+
+
+def test_wkd_f_projectors_have_the_published_sizes():
+    with torch.device("meta"):
+        networks = build_model("resnet8x4", 100), build_model("resnet32x4", 100)
+        assert build("wkd_f").bind(*networks, IMAGE, 100, 64).extra_parameters() == 66_304
+        wide = build("wkd_f_bottleneck").bind(*networks, IMAGE, 100, 64).extra_parameters()
+    assert wide == 2 * (256 * 256 + 256) + 9 * 256 * 256 + 256 + 512
+
+
+def test_the_bottleneck_of_wkd_f_pools_the_larger_map():
+    torch.manual_seed(0)
+    for student, teacher in (("resnet8w4", "vgg8q"), ("vgg8q", "resnet8w4")):
+        networks = build_model(student, K), build_model(teacher, K).eval()
+        method = build("wkd_f_bottleneck").bind(*networks, IMAGE, K, B)
+        projected, target = method.pair(*(features(network).feats[-1] for network in networks))
+        assert projected.shape == target.shape and projected.shape[2:] == (4, 4)

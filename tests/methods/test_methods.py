@@ -8,6 +8,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
+from kdnb.data.tensors import Split
 from kdnb.errors import InputError
 from kdnb.methods import METHODS, build, parse_method
 from kdnb.models import build as build_model
@@ -29,13 +30,15 @@ def networks(dtype=torch.float32):
 
 
 def views(method, model, images):
-    outputs = [model(images + 0.1 * view, return_features=True) for view in range(method.views)]
+    outputs = [model(images + 0.1 * view, return_features=True, preactivations=True) for view in range(method.views)]
     return outputs[0] if method.views == 1 else tuple(outputs)
 
 
 def setup(name, dtype=torch.float32, **hyper):
     student, teacher = networks(dtype)
-    return build(name, **hyper).bind(student, teacher, IMAGE, K, B).train(), student, teacher
+    method = build(name, **hyper).bind(student, teacher, IMAGE, K, B, epochs=40, num_images=B)
+    method.prepare(student, teacher, Split(*batch(dtype=dtype)))
+    return method.train(), student, teacher
 
 
 def batch(size=B, dtype=torch.float32):
@@ -45,10 +48,16 @@ def batch(size=B, dtype=torch.float32):
     )
 
 
+def ask(method, features_s, features_t, labels, epoch=1):
+    first = features_s if method.views == 1 else features_s[0]
+    places = {"indices": torch.arange(len(first.logits)), "generator": torch.Generator().manual_seed(2)}
+    return method(features_s, features_t, labels, epoch, **places if method.needs_indices else {})
+
+
 def terms_of(method, student, teacher, images, labels, epoch=1):
     with torch.no_grad():
         features_t = views(method, teacher, images) if method.needs_teacher else None
-    return method(views(method, student, images), features_t, labels, epoch)
+    return ask(method, views(method, student, images), features_t, labels, epoch)
 
 
 @ALL
@@ -56,7 +65,7 @@ def test_terms_are_finite_scalars_that_train_student_and_adapters_only(name):
     method, student, teacher = setup(name)
     images, labels = batch()
     features_t = views(method, teacher, images)  # with a graph on purpose: the loss must cut it
-    terms = method(views(method, student, images), features_t, labels, 1)
+    terms = ask(method, views(method, student, images), features_t, labels)
     assert terms and all(term.shape == () and term.isfinite() for term in terms.values())
     sum(terms.values()).backward()
     assert all(parameter.grad is None for parameter in teacher.parameters())
@@ -86,11 +95,10 @@ def test_half_precision_stays_finite_with_gradients(name, dtype):
 
 @ALL
 def test_autocast_changes_the_loss_by_little(name):
-    method, student, teacher = setup(name)
-    images, labels = batch()
-    exact = sum(terms_of(method, student, teacher, images, labels).values())
+    exact = sum(terms_of(*setup(name), *batch()).values())
+    fresh = setup(name)
     with torch.autocast("cpu", torch.bfloat16):
-        loss = sum(terms_of(method, student, teacher, images, labels).values())
+        loss = sum(terms_of(*fresh, *batch()).values())
     assert loss.item() == pytest.approx(exact.item(), rel=0.1)
 
 
@@ -110,7 +118,7 @@ def test_logits_of_ten_thousand_stay_finite(name, dtype):
         return tuple(extreme(view, sign) for view in features) if method.views == 2 else extreme(features, sign)
 
     features_s = both(student, 1)
-    loss = sum(method(features_s, both(teacher, -1), labels, 20).values())
+    loss = sum(ask(method, features_s, both(teacher, -1), labels, 20).values())
     loss.backward()
     assert loss.isfinite()
     for view in features_s if method.views == 2 else [features_s]:
@@ -123,11 +131,12 @@ def test_needs_features_tells_the_truth(name):
     images, labels = batch()
     features = views(method, teacher, images)
     bare = [
-        view._replace(feats=[], final_map=None) for view in ([features] if isinstance(features, Features) else features)
+        view._replace(feats=[], final_map=None, preactivations=None)
+        for view in ([features] if isinstance(features, Features) else features)
     ]
     # any error will do: what matters is that the maps are missed
     with pytest.raises(Exception) if method.needs_features else nullcontext():  # noqa: B017
-        assert method(views(method, student, images), bare[0] if method.views == 1 else tuple(bare), labels, 1)
+        assert ask(method, views(method, student, images), bare[0] if method.views == 1 else tuple(bare), labels)
 
 
 @ALL
@@ -143,7 +152,7 @@ def test_binding_leaves_networks_and_their_modes_alone(name):
     student, teacher = networks()
     student.layer1.eval()
     before = copy.deepcopy(student.state_dict())
-    method = build(name).bind(student, teacher, IMAGE, K, B)
+    method = build(name).bind(student, teacher, IMAGE, K, B, num_images=B)
     assert student.training and not student.layer1.training and not teacher.training
     assert all(torch.equal(value, before[key]) for key, value in student.state_dict().items())
     owned = {id(tensor) for model in (student, teacher) for tensor in [*model.parameters(), *model.buffers()]}
@@ -156,7 +165,7 @@ def test_a_method_saved_and_loaded_gives_the_same_terms(name):
     images, labels = batch()
     terms_of(method, student, teacher, images, labels)  # moves running statistics
     torch.manual_seed(9)
-    other = build(name, **method.hyper).bind(student, teacher, IMAGE, K, B)
+    other = build(name, **method.hyper).bind(student, teacher, IMAGE, K, B, epochs=40, num_images=B)
     other.load_state_dict(method.state_dict())
     student.eval()
     first, second = (terms_of(each.eval(), student, teacher, images, labels) for each in (method, other))

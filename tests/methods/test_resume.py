@@ -11,7 +11,7 @@ from kdnb.data.tensors import Split
 from kdnb.methods import METHODS
 from kdnb.models import build
 from kdnb.parameters import resolve
-from kdnb.runner.plan import read_params
+from kdnb.runner.plan import experiments, read_params
 from kdnb.training import loop
 from kdnb.training.distil import Setting, student_recipe
 from kdnb.training.loop import fit
@@ -33,7 +33,7 @@ def digits():
 
 def settings_of(name: str) -> dict:
     """The quick profile with the method's own file over it, on narrower networks so that the whole table takes seconds."""
-    p = resolve(read_params("04_distillation", "quick") | read_params("04_distillation", "digits", name))
+    p = resolve(read_params("04_distillation", "quick") | read_params(f"04_distillation/{name}", "digits"))
     return p | {"teacher": "resnet8w4", "student": "resnet8w8" if p.student == "resnet8w8" else "resnet8w4"}
 
 
@@ -52,7 +52,8 @@ def trained(name: str, folder=None):
     torch.manual_seed(3)
     teacher = build(p["teacher"], **data.normalization).eval()
     student = fresh(p["student"], data, seed=0)
-    method = methods.build(setting.method, **setting.hyper).bind(student, teacher, (1, 8, 8), 10, BATCH)
+    method = methods.build(setting.method, **setting.hyper)
+    method.bind(student, teacher, (1, 8, 8), 10, BATCH, recipe.epochs, len(train))
     found = fit(student, train, test, recipe, method=method, teacher=teacher, seed=5, folder=folder)
     return student, method, found
 
@@ -68,7 +69,7 @@ def test_a_method_killed_within_an_epoch_resumes_bit_for_bit(name, tmp_path, mon
         if len(steps) == STOP:
             raise Killed
 
-    monkeypatch.setattr(loop, "_SAVE_EVERY", -1.0)
+    monkeypatch.setattr("kdnb.training.resume.SAVE_EVERY", -1.0)
     monkeypatch.setattr(loop, "_accumulate", dying)
     with pytest.raises(Killed):
         trained(name, tmp_path)
@@ -82,9 +83,6 @@ def test_a_method_killed_within_an_epoch_resumes_bit_for_bit(name, tmp_path, mon
 
 
 def test_every_method_has_a_parameter_file_and_every_file_a_method():
-    from kdnb.runner.plan import params_folder
-
-    assert {path.stem.partition(".")[2] for path in (params_folder() / "digits").glob("04_distillation.*.yaml")} == set(
-        METHODS
-    )
-    assert all(read_params("04_distillation", "digits", name)["method"] == name for name in METHODS)
+    there = {name for name in experiments("digits") if name.startswith("04_distillation/")}
+    assert there == {f"04_distillation/{name}" for name in METHODS}
+    assert all(read_params(f"04_distillation/{name}", "digits")["method"] == name for name in METHODS)

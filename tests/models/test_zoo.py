@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from kdnb.errors import InputError
 from kdnb.models import MODELS, build
 from kdnb.models.base import Classifier, feature_shapes
+from kdnb.models.frozen import batch_statistics
 from tests.parity_handlers.zoo import fill
 
 torch.set_num_threads(1)
@@ -191,6 +193,52 @@ def test_preactivations_become_the_taps_after_a_relu(name):
         torch.testing.assert_close(
             tap.sort(dim=1).values, value.relu().sort(dim=1).values
         )  # ShuffleNetV2 shuffles channels after it
+
+
+@family
+@pytest.mark.parametrize("training", [False, True])
+def test_one_pass_gives_taps_and_preactivations_and_changes_neither(name, training):
+    model, asked, x = make(name).train(training), make(name).train(training), images(name)
+    torch.manual_seed(2)  # dropout, where there is any
+    plain = model(x, return_features=True)
+    torch.manual_seed(2)
+    both = asked(x, return_features=True, preactivations=True)
+    assert plain.preactivations is None and torch.equal(plain.logits, both.logits)
+    assert all(map(torch.equal, plain.feats, both.feats))
+    assert all(torch.equal(value, asked.state_dict()[key]) for key, value in model.state_dict().items())
+    if not training:
+        assert all(map(torch.equal, both.preactivations, model.preactivations(x)))
+    same = map(torch.equal, both.feats[1:], both.preactivations[1:])
+    assert not any(same) if model.has_preactivations else all(same)
+
+
+@family
+def test_norms_before_the_taps_have_their_channels_and_give_them(name):
+    model, x = make(name).eval(), images(name)
+    if name.startswith(("mobilenetv2", "shufflenet")):
+        with pytest.raises(InputError, match="has no batch norm right before the ReLU of every stage"):
+            model.tap_norms()
+        return
+    shapes = feature_shapes(model, x.shape[1:]).feats
+    norms = model.tap_norms()
+    assert [norm.num_features for norm in norms] == [channels for channels, _, _ in shapes[1:]]
+    before = model.preactivations(x)
+    norms[-1].bias.data += 1  # nothing but the last pre-activation moves, by as much
+    after = model.preactivations(x)
+    assert all(map(torch.equal, before[:-1], after[:-1]))
+    torch.testing.assert_close(after[-1], before[-1] + 1)
+
+
+@family
+def test_statistics_of_the_batch_leave_no_trace(name):
+    model, x = make(name).eval(), images(name, batch=4)
+    stored = {key: value.clone() for key, value in model.state_dict().items()}
+    plain = model(x)
+    with batch_statistics(model):
+        lent = model(x)
+    assert not torch.equal(plain, lent) and torch.equal(plain, model(x))
+    assert all(torch.equal(value, stored[key]) for key, value in model.state_dict().items())
+    assert not any(module.training for module in model.modules())
 
 
 @family

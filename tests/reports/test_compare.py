@@ -8,11 +8,10 @@ from scipy.stats import t
 
 from kdnb.errors import InputError
 from kdnb.intervals import prediction_interval
-from kdnb.reports import compare
 from kdnb.reports.compare import compare_runs
 from kdnb.runner.execute import run_notebook
 from kdnb.runner.plan import plan
-from kdnb.runner.verify import verify
+from kdnb.runner.verify import _outputs_in, verify
 from kdnb.storage.files import write_record
 from kdnb.storage.naming import run_folder
 from tests.runner.test_plan import FIXTURES
@@ -142,9 +141,9 @@ def test_a_run_that_fails_the_second_time_has_no_comparison():
 
 def test_the_new_execution_makes_its_own_teachers_unless_told_to_reuse(monkeypatch, tmp_path):
     monkeypatch.setenv("KDNB_CACHE", str(tmp_path / "cache"))
-    with compare._outputs_in(tmp_path / "fresh", reuse=False):
+    with _outputs_in(tmp_path / "fresh", reuse=False):
         assert os.environ["KDNB_CACHE"] == str(tmp_path / "fresh" / "cache")
-    with compare._outputs_in(tmp_path / "fresh", reuse=True):
+    with _outputs_in(tmp_path / "fresh", reuse=True):
         assert os.environ["KDNB_CACHE"] == str(tmp_path / "cache")
     assert os.environ["KDNB_CACHE"] == str(tmp_path / "cache")
 

@@ -12,7 +12,8 @@ import nbformat
 import pytest
 
 from kdnb.errors import InputError
-from kdnb.reports.outcome import Outcome, read_outcome
+from kdnb.reports.outcome import EXIT_CODES, Outcome, read_outcome
+from kdnb.reports.run_files import read_run
 from kdnb.runner import execute, kernel
 from kdnb.runner.execute import run_notebook
 from kdnb.runner.plan import plan
@@ -100,6 +101,15 @@ def test_a_cell_that_refuses_its_input_is_bad_input_in_one_sentence(project):
     assert outcome.describe() == "epochs must be odd, got 2"
 
 
+def test_a_check_that_does_not_hold_is_an_ending_of_its_own_and_keeps_the_results(project):
+    outcome = run_notebook(plan("checks", overrides={"epochs": 4}))
+    assert (outcome.status, outcome.exit_code) == ("unexpected", 6)
+    assert outcome.message == "1 of 3 checks do not hold: top1 below 0.3 (found 0.4)" in outcome.describe()
+    assert "--   top1 above 0.9: not judged here, because seed is 0" in texts(outcome.folder)
+    found = read_run(outcome.folder)
+    assert found.problems == [] and found.results[0]["value"] == "0.4"
+
+
 def test_leaving_early_is_no_success(project):
     outcome = run_notebook(plan("leaves"))
     assert (outcome.status, outcome.exit_code, outcome.cell) == ("failed", 1, 2)
@@ -130,14 +140,14 @@ def test_a_run_that_does_not_listen_is_killed(project, monkeypatch):
     assert (outcome.status, outcome.exit_code) == ("timeout", 5)
 
 
-def start_hanging() -> tuple[subprocess.Popen, Path]:
+def start_hanging(name: str = "hangs", stderr: int = subprocess.DEVNULL) -> tuple[subprocess.Popen, Path]:
     """A runner in a process group of its own, inside the cell that waits for ever."""
-    folder = plan("hangs").folder
+    folder = plan(name).folder
     code = (
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
-        "from kdnb.runner.execute import run_notebook; from kdnb.runner.plan import plan; sys.exit(run_notebook(plan('hangs')).exit_code)"
-    )
-    runner = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL, start_new_session=True)
+        "from kdnb.runner.execute import run_notebook; from kdnb.runner.plan import plan; sys.exit(run_notebook(plan('{name}')).exit_code)"
+    ).replace("{name}", name)
+    runner = subprocess.Popen([sys.executable, "-c", code], stderr=stderr, start_new_session=True)
     while "before" not in (texts(folder) if (folder / "notebook.ipynb").is_file() else ""):
         assert runner.poll() is None
         time.sleep(0.1)
@@ -169,6 +179,72 @@ def test_an_interrupted_run_says_so_and_leaves_no_kernel(project, number):
     assert kernels and not any(is_running(pid) for pid in kernels)
 
 
+def unread() -> int:
+    """A pipe's end to write to; the reader is gone."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    return writer
+
+
+def test_a_run_goes_on_when_nobody_reads_its_output(project):
+    code = "from kdnb.runner.execute import run_notebook; from kdnb.runner.plan import plan; run_notebook(plan('fine'))"
+    writer = unread()
+    assert subprocess.run([sys.executable, "-c", code], stderr=writer).returncode == 0
+    os.close(writer)
+    assert read_outcome(plan("fine").folder)["status"] == "ok"
+
+
+@in_proc
+@pytest.mark.parametrize("name", ["hangs", "stubborn"])
+def test_sigterm_ends_a_run_whose_output_nobody_reads(project, name):
+    writer = unread()
+    runner, folder = start_hanging(name, writer)
+    os.close(writer)
+    kernels = children(runner.pid)
+    runner.terminate()
+    assert runner.wait() == 130
+    assert read_outcome(folder)["status"] == "interrupted"
+    assert kernels and not any(is_running(pid) for pid in kernels)
+
+
+class Listener:
+    """Stands in for a `Watch`."""
+
+    def __init__(self):
+        self.asked = 0
+
+    def stop(self):
+        self.asked += 1
+
+    @property
+    def stopped(self):
+        return self.asked > 0
+
+
+def test_only_the_work_is_interrupted_and_only_once():
+    listener, seen = Listener(), []
+    with execute._Signals(listener) as signals:
+
+        def work():
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+            finally:
+                os.kill(os.getpid(), signal.SIGTERM)  # while it tidies up
+                seen.append("tidy")
+
+        with pytest.raises(KeyboardInterrupt):
+            signals.interrupting(work)
+        os.kill(os.getpid(), signal.SIGTERM)  # while the ending is recorded
+    assert listener.asked == 3 and seen == ["tidy"]
+
+
+def test_a_signal_before_the_work_keeps_it_from_starting():
+    with execute._Signals(Listener()) as signals:
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            signals.interrupting(lambda: pytest.fail("it started"))
+
+
 @in_proc
 def test_a_killed_runner_is_seen_by_its_record_and_its_kernel_stops(project):
     runner, folder = start_hanging()
@@ -196,9 +272,9 @@ def test_a_running_record_of_a_living_process_stays_running(tmp_path):
 
 
 def test_every_status_has_its_own_exit_code_and_only_success_is_zero():
-    assert len(set(execute.EXIT_CODES.values())) == len(execute.EXIT_CODES)
-    assert [status for status, code in execute.EXIT_CODES.items() if code == 0] == ["ok"]
-    for status in execute.EXIT_CODES:
+    assert len(set(EXIT_CODES.values())) == len(EXIT_CODES)
+    assert [status for status, code in EXIT_CODES.items() if code == 0] == ["ok"]
+    for status in EXIT_CODES:
         assert bool(Outcome(status, Path()).next_step) == (status != "ok")
 
 

@@ -1,6 +1,7 @@
 """What is refused before a kernel starts. No test here starts one."""
 
 import json
+import re
 import shutil
 import struct
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 import yaml
 
 from kdnb.errors import InputError
-from kdnb.runner.plan import experiments, parse_limit, parse_overrides, plan, read_params
+from kdnb.runner.plan import experiments, param_files, parse_limit, parse_overrides, plan, read_params
 from kdnb.storage.checkpoints import save_state
 
 FIXTURES = Path(__file__).parents[1] / "notebooks"
@@ -29,8 +30,9 @@ def project(tmp_path, monkeypatch):
 
 
 def params(project, text, name="fine", profile="standard"):
-    (project / "params" / profile).mkdir(exist_ok=True)
-    (project / "params" / profile / f"{name}.yaml").write_text(text)
+    path = project / "params" / profile / f"{name}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
 
 
 # --- notebooks, profiles, parameters -------------------------------------------------------------------------------------------
@@ -69,9 +71,10 @@ def test_other_values_get_another_run_folder(project):
 
 
 def test_a_variant_is_an_experiment_of_its_own(project):
-    params(project, "epochs: 9\n", name="fine.long")
-    assert plan("fine.long", "standard").parameters.epochs == 9
-    with pytest.raises(InputError, match="standard has no parameters for fine; it has them for fine.long"):
+    params(project, "epochs: 9\n", name="fine/long")
+    assert plan("fine/long", "standard").parameters.epochs == 9
+    assert plan("fine/long", "standard").notebook == "fine"
+    with pytest.raises(InputError, match="unknown experiment of profile standard 'fine'; did you mean 'fine/long'"):
         plan("fine", "standard")
 
 
@@ -83,9 +86,93 @@ def test_the_quick_profile_needs_no_file(project):
 
 def test_a_profile_lists_its_experiments(project):
     params(project, "", name="raises")
-    params(project, "", name="fine.long")
-    assert experiments("standard") == ["fine.long", "raises"]
+    params(project, "", name="fine/long")
+    params(project, "", name="fine/_base")
+    assert experiments("standard") == ["fine/long", "raises"]
     assert "fine" in experiments("quick")
+
+
+def test_an_old_name_is_answered_with_the_new_one(project):
+    params(project, "", name="fine/long-and_slow")
+    with pytest.raises(InputError, match=r"^fine\.long\.and_slow is now fine/long-and_slow$"):
+        plan("fine.long.and_slow", "standard")
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("fin/long", "unknown notebook 'fin'; did you mean 'fine'"),
+        ("fine/lang", "unknown experiment of profile standard 'fine/lang'; did you mean 'fine/long'"),
+        ("fine/_base", "unknown experiment of profile standard 'fine/_base'"),
+        ("fine/quiet", "^profile standard has no fine/quiet; these have it: other$"),
+        ("raises", "^profile standard has no raises; these have it: quick$"),
+        ("fine.none", "unknown experiment of profile standard 'fine/none'"),
+        ("fine/../secret", "unknown notebook"),
+        ("fine/..", "unknown experiment"),
+    ],
+)
+def test_an_unknown_experiment_is_refused_with_what_there_is(project, name, message):
+    params(project, "", name="fine/long")
+    params(project, "epochs: 3\n", name="fine/_base")
+    params(project, "", name="fine/quiet", profile="other")
+    with pytest.raises(InputError, match=message):
+        plan(name, "standard")
+
+
+# --- one file over another -----------------------------------------------------------------------------------------------------
+
+
+def test_a_file_gives_what_differs_from_the_one_it_extends(project):
+    params(project, "epochs: 9\nlr: 0.5\nseed: 4\n", name="_all", profile="other")
+    params(project, "extends: other/_all.yaml\nlr: 0.25\n", name="fine/_base")
+    params(project, "seed: 7\nextends: standard/fine/_base.yaml\n", name="fine/long")
+    assert param_files("fine/long", "standard") == [
+        ("other/_all.yaml", {"epochs": 9, "lr": 0.5, "seed": 4}),
+        ("standard/fine/_base.yaml", {"lr": 0.25}),
+        ("standard/fine/long.yaml", {"seed": 7}),
+    ]
+    assert read_params("fine/long", "standard") == {"epochs": 9, "lr": 0.25, "seed": 7}
+
+
+def test_where_a_value_stands_does_not_change_the_run_folder(project):
+    params(project, "epochs: 9\nlr: 0.5\n", name="fine/whole")
+    params(project, "epochs: 9\n", name="fine/_base")
+    params(project, "extends: standard/fine/_base.yaml\nlr: 0.5\n", name="fine/parts")
+    assert plan("fine/whole", "standard").folder == plan("fine/parts", "standard").folder
+
+
+@pytest.mark.parametrize(
+    "base, message",
+    [
+        ("standard/fine.yaml", "standard/fine.yaml extends itself: standard/fine.yaml -> standard/fine.yaml"),
+        ("standard/_round.yaml", "itself: standard/fine.yaml -> standard/_round.yaml -> standard/fine.yaml"),
+        ("standard/_bass.yaml", "fine.yaml extends: 'standard/_bass.yaml'; did you mean 'standard/_base.yaml'"),
+        ("_base.yaml", "did you mean 'standard/_base.yaml'"),
+        ("../secret.yaml", "unknown file of params/"),
+        ("standard/../../secret.yaml", "unknown file of params/"),
+        ("/etc/passwd", "unknown file of params/"),
+        ("standard", "unknown file of params/"),
+        ("''", "unknown file of params/"),
+        ("[standard/_base.yaml]", "must be the path of a file in params/, got a list"),
+        ("null", "must be the path of a file in params/, got a NoneType"),
+        ("0x" + "f" * 5000, "must be the path of a file in params/, got a int"),
+    ],
+)
+def test_only_a_file_of_the_folder_is_extended_and_none_by_itself(project, base, message):
+    (project / "secret.yaml").write_text("epochs: 3\n")
+    params(project, "epochs: 3\n", name="_base")
+    params(project, "extends: standard/fine.yaml\n", name="_round")
+    params(project, f"extends: {base}\n")
+    with pytest.raises(InputError, match=re.escape(message)) as caught:
+        plan("fine", "standard")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_file_is_named_when_another_extends_it(project):
+    params(project, "epochs: [", name="_base")
+    params(project, "extends: standard/_base.yaml\n")
+    with pytest.raises(InputError, match="params/standard/_base.yaml is no YAML"):
+        plan("fine", "standard")
 
 
 def test_an_unknown_profile_is_refused_with_the_nearest(project):

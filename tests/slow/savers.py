@@ -37,6 +37,7 @@ from kdnb.storage.files import read_record, write_record
 from kdnb.studies import bfa_attack, generator_loop
 from kdnb.studies.bfa_attack import attack
 from kdnb.studies.label_store import make_store, open_store
+from kdnb.training import resume
 from tests.slow.routines import digest, images, network
 from tests.studies.test_generator_loop import CONFIG, fused
 from tests.studies.test_label_store import IMAGES, SETTINGS, Teacher
@@ -205,10 +206,8 @@ def generator(folder: Path, mark: Callable[[], None]) -> None:
             super().save(step, state)
             mark()
 
-    generator_loop.Checkpointer, generator_loop.time = (
-        Marking,
-        SimpleNamespace(monotonic=lambda: 0.0),
-    )  # equal times, equal bits
+    resume.Checkpointer = Marking
+    resume.time = generator_loop.time = SimpleNamespace(monotonic=lambda: 0.0)  # equal times, equal bits
     config = generator_loop.GeneratorConfig(
         **vars(CONFIG) | {"warmup": 0, "epochs": 2, "inner_steps": 1, "student_steps": 1}
     )

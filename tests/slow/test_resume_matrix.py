@@ -1,17 +1,14 @@
 """Every long-running routine, killed by a real signal at every kind of place and started again, ends with the bits of an undisturbed one."""
 
 import signal
-import subprocess
-from datetime import date
 from functools import cache, partial
-from pathlib import Path
 
 import pytest
 
 from tests.slow.children import needs_forkserver, run_child
+from tests.slow.choice import in_this_run, marked
 from tests.slow.routines import ROUTINES, work
 
-ROOT = Path(__file__).parent.parent.parent
 STOPS = ("start", "middle of an epoch", "epoch edge", "last step", "in a save")
 SIGNALS = (signal.SIGTERM, signal.SIGKILL)
 CASES = [(name, stop, number) for name in ROUTINES for stop in STOPS for number in SIGNALS]
@@ -21,18 +18,6 @@ pytestmark = [
     pytest.mark.timeout(3600),
     needs_forkserver,
 ]
-
-
-def todays() -> set[int]:
-    """A few cases for every run of the suite: others with every commit, and without git with every day."""
-    try:
-        head = subprocess.run(
-            ["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout
-        start = int(head[:8], 16)
-    except (OSError, subprocess.SubprocessError, ValueError):
-        start = date.today().toordinal()
-    return {(start + index * len(CASES) // ROTATING) % len(CASES) for index in range(ROTATING)}
 
 
 child = partial(run_child, ("tests.slow.routines",), work)
@@ -69,12 +54,7 @@ def place(stop: str, ticks: int, saves: int, epochs: int) -> int:
 
 @pytest.mark.parametrize(
     ("name", "stop", "number"),
-    [
-        pytest.param(
-            *case, marks=() if index in todays() else pytest.mark.slow, id="-".join([case[0], case[1], case[2].name])
-        )
-        for index, case in enumerate(CASES)
-    ],
+    marked(CASES, [f"{name}-{stop}-{number.name}" for name, stop, number in CASES], in_this_run(len(CASES), ROTATING)),
 )
 def test_a_killed_routine_resumes_bit_for_bit(name, stop, number, undisturbed, tmp_path, record_property):
     expected, ticks, saves = undisturbed(name)
@@ -95,4 +75,4 @@ def test_a_killed_routine_resumes_bit_for_bit(name, stop, number, undisturbed, t
 
 
 def test_there_are_at_least_a_hundred_cases_and_a_few_of_them_in_every_run():
-    assert len(CASES) >= 100 and len(todays()) == ROTATING
+    assert len(CASES) >= 100 and len(in_this_run(len(CASES), ROTATING)) == ROTATING

@@ -174,7 +174,7 @@ def test_a_killed_search_resumes_with_the_same_history_and_scores_nothing_twice(
 
     arguments = {"population": 6, "tournament": 3, "budget": 60, "seed": 4}
     expected = evolve(_size, SPACE, **arguments)
-    monkeypatch.setattr(architecture_search, "_SAVE_EVERY", 1)
+    monkeypatch.setattr(architecture_search, "SAVE_EVERY", 1)
     scored = []
 
     def dying(architecture):

@@ -60,7 +60,7 @@ def test_settings_are_modes_with_rules_and_rules_that_choose_alike_share_a_run(m
         "export_parts": lambda _, branch: branch,
         "reused_branch": lambda first, teacher, rule, seed: {"less_active": "gan2"}.get(rule, rule),
     }.items():
-        monkeypatch.setattr(convergence, name, stand_in)
+        monkeypatch.setattr(study, name, stand_in)
     values, modes = {"next_epochs": 1}, ["anew", "reuse_common", "reuse_fix"]
     rows, tasks = study.reuse_study(None, "a", "b", "c", modes, [4, 5], values, 0.5, ["gan1", "less_active"])
     settings = ["anew", "reuse_common gan1", "reuse_common less_active", "reuse_fix gan1", "reuse_fix less_active"]

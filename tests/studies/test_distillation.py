@@ -92,7 +92,7 @@ def test_the_first_region_is_the_whole_image_and_nothing_is_trained(data, teache
 
 def test_a_finished_student_is_not_trained_again(data, teacher, monkeypatch):
     first = distil(Setting("simkd"), "resnet8w4", teacher, data, RECIPE)
-    monkeypatch.setattr(distillation, "fit", None)
+    monkeypatch.setattr("kdnb.training.distil.fit", None)
     second = distil(Setting("simkd"), "resnet8w4", teacher, data, RECIPE)
     assert torch.equal(first.logits(data.test.images), second.logits(data.test.images)) and first.key == second.key
 
@@ -166,7 +166,7 @@ def test_a_bad_setting_is_refused_in_one_sentence(data, teacher, setting, messag
 
 
 def test_a_bad_setting_is_refused_before_the_first_is_trained(data, teacher, monkeypatch):
-    monkeypatch.setattr(distillation, "fit", None)
+    monkeypatch.setattr("kdnb.training.distil.fit", None)
     with pytest.raises(InputError, match="scales must begin with 1"):
         compare({"x": Setting("sdd_kd", {"scales": [4]})}, "resnet8w4", teacher, data, RECIPE, [0])
 

@@ -9,7 +9,6 @@ from kdnb import methods
 from kdnb.errors import InputError
 from kdnb.losses.bounds import PPCA, ppca_elbo, ppca_fit, ppca_log_evidence
 from kdnb.models import build
-from kdnb.studies import elbo_vid
 from kdnb.studies.elbo_vid import VAE, importance_estimates, latent_kl, layer_information, train_vae, vid_bound_on_pairs
 
 IMAGES = torch.rand(40, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -94,7 +93,7 @@ def test_a_collapsed_latent_has_no_divergence():
 def test_killed_training_resumes_bit_for_bit(stop, tmp_path, monkeypatch):
     straight = vae()
     expected = train_vae(straight, IMAGES, IMAGES[:7], epochs=2, batch_size=8, seed=3)
-    monkeypatch.setattr(elbo_vid, "_SAVE_EVERY", -1.0)
+    monkeypatch.setattr("kdnb.training.resume.SAVE_EVERY", -1.0)
     calls, inner = 0, VAE.encode
 
     def dying(self, images):

@@ -10,7 +10,6 @@ from kdnb.data.tensors import Split
 from kdnb.errors import InputError
 from kdnb.models import build
 from kdnb.samplers.cadr import GuidanceConfig
-from kdnb.studies import fast_ad
 from kdnb.studies.fast_ad import OnlineConfig, diffusion_source, distil_online, draw_labels, noise_source, pool_source
 from tests.samplers.test_cadr import GaussianPrior
 
@@ -131,7 +130,7 @@ def test_a_killed_loop_resumes_bit_for_bit(guided, stop, tmp_path, monkeypatch):
             return run(dying, folder=folder, teacher=teacher)
 
     straight, expected = complete(None)
-    monkeypatch.setattr(fast_ad, "_SAVE_EVERY", -1.0)
+    monkeypatch.setattr("kdnb.training.resume.SAVE_EVERY", -1.0)
     with pytest.raises(Killed):
         complete(tmp_path, kill_at=stop)
     resumed, found = complete(tmp_path)

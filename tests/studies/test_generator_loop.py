@@ -11,7 +11,6 @@ from kdnb.errors import InputError
 from kdnb.generators.latent import LatentGenerator
 from kdnb.generators.reusable import ReusableGenerator, prepare
 from kdnb.models import build
-from kdnb.studies import generator_loop
 from kdnb.studies.generator_loop import GeneratorConfig, distil_from_generator, student_rate
 
 CONFIG = GeneratorConfig(
@@ -150,7 +149,7 @@ def test_attacked_images_change_what_the_student_learns():
 
 @pytest.mark.parametrize(("hard_loss", "killed_in"), [("none", 1), ("none", 3), ("aea", 2)])
 def test_a_killed_run_resumes_bit_for_bit(tmp_path, monkeypatch, hard_loss, killed_in):
-    monkeypatch.setattr(generator_loop, "_SAVE_EVERY", -1)
+    monkeypatch.setattr("kdnb.training.resume.SAVE_EVERY", -1)
     config = dataclasses.replace(CONFIG, hard_loss=hard_loss, probability=0.5)
     student, generator, found = run(config)
 

@@ -9,10 +9,10 @@ import torch
 from kdnb.data import DATASETS
 from kdnb.data.tensors import Dataset, Split
 from kdnb.errors import InputError
+from kdnb.methods import class_relation
 from kdnb.methods.class_relation import ClassRelation
 from kdnb.models import build
 from kdnb.models.base import Features
-from kdnb.studies import novel_classes
 from kdnb.studies.novel_classes import (
     CosineNet,
     DiscoveryNet,
@@ -24,7 +24,6 @@ from kdnb.studies.novel_classes import (
     pretrain,
     relation_matrix,
 )
-from kdnb.training import loop
 from kdnb.training.recipe import Recipe
 
 KNOWN, NOVEL = 3, 2
@@ -156,8 +155,8 @@ def test_rows_of_the_relation_matrix_are_distributions():
 def test_killed_discovery_resumes_bit_for_bit(stop, tmp_path, monkeypatch):
     recipe = Recipe(epochs=2, batch_size=8, lr=0.05)
     straight, expected = discover(old_net(), TASK, recipe, num_heads=2, seed=3)
-    monkeypatch.setattr(loop, "_SAVE_EVERY", -1.0)
-    calls, inner = 0, novel_classes.swapped_prediction
+    monkeypatch.setattr("kdnb.training.resume.SAVE_EVERY", -1.0)
+    calls, inner = 0, class_relation.swapped_prediction
 
     def dying(*arguments):
         nonlocal calls
@@ -166,7 +165,7 @@ def test_killed_discovery_resumes_bit_for_bit(stop, tmp_path, monkeypatch):
             raise Killed
         return inner(*arguments)
 
-    monkeypatch.setattr(novel_classes, "swapped_prediction", dying)
+    monkeypatch.setattr("kdnb.methods.class_relation.swapped_prediction", dying)
     with pytest.raises(Killed):
         discover(old_net(), TASK, recipe, num_heads=2, seed=3, folder=tmp_path)
     monkeypatch.undo()

@@ -15,7 +15,6 @@ from kdnb.models import build
 from kdnb.models.base import Features
 from kdnb.studies.label_store import LabelStore
 from kdnb.studies.soft_labels import ReplaySplit, Thresholds, distil_from_store, forward_cost, stored_confidence
-from kdnb.training import loop
 from kdnb.training.loop import fit
 from kdnb.training.recipe import Recipe
 
@@ -144,7 +143,7 @@ def test_a_killed_replay_resumes_bit_for_bit(stop, tmp_path, monkeypatch):
 
     straight = student()
     expected = train(straight)
-    monkeypatch.setattr(loop, "_SAVE_EVERY", -1.0)
+    monkeypatch.setattr("kdnb.training.resume.SAVE_EVERY", -1.0)
     calls, inner = 0, StoredLabels.forward
 
     def dying(self, *arguments):

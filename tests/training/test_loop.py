@@ -9,6 +9,7 @@ from torch import nn
 from kdnb import methods
 from kdnb.data.tensors import Split
 from kdnb.errors import InputError
+from kdnb.methods.base import Method
 from kdnb.models import build
 from kdnb.training import loop
 from kdnb.training.evaluation import evaluate
@@ -105,7 +106,7 @@ def test_a_killed_run_resumes_bit_for_bit(variant, stop, tmp_path, monkeypatch):
     straight = student()
     expected = fit(straight, blobs(), blobs(seed=1), recipe, seed=5, **method)
 
-    monkeypatch.setattr(loop, "_SAVE_EVERY", -1.0)  # a checkpoint after every step
+    monkeypatch.setattr("kdnb.training.resume.SAVE_EVERY", -1.0)  # a checkpoint after every step
     calls = 0
 
     def dying(*arguments, **keywords):
@@ -144,8 +145,74 @@ def test_student_and_adapters_end_as_averages_of_their_steps(monkeypatch):
     assert found.last["top1"] == evaluate(student, blobs(seed=1), method.predict)["top1"]
 
 
+class Recording(Method):
+    """Cross-entropy that asks for everything and writes down what it gets."""
+
+    needs_features, needs_indices, needs_preactivations, batch_statistics = True, True, ("student", "teacher"), True
+    needs_labels = True
+    ce_weight = 1.0
+
+    def __init__(self):
+        super().__init__()
+        self.seen, self.prepared = [], 0
+        self.register_buffer("first", torch.zeros(1, 8, 8))
+
+    def prepare(self, student, teacher, train):
+        self.prepared += 1
+        self.first.copy_(train.images[0])
+
+    def forward(self, student, teacher, labels, epoch, indices=None, generator=None):
+        self.seen.append((student, teacher, labels, indices, torch.rand(1, generator=generator)))
+        return self.ce_term(student, labels)
+
+
+def test_a_method_gets_what_it_asks_for():
+    student, teacher, method, data = network(), network(3).eval(), Recording(), blobs()
+    before = {key: value.clone() for key, value in teacher.state_dict().items()}
+    fit(
+        student,
+        data,
+        data,
+        dataclasses.replace(RECIPE, epochs=1, crop_padding=0, flip=False),
+        method=method,
+        teacher=teacher,
+    )
+    assert method.prepared == 1 and torch.equal(method.first, data.images[0])
+    for features_s, features_t, labels, indices, _ in method.seen:
+        assert torch.equal(labels, data.labels[indices])
+        assert len(features_s.preactivations) == len(features_t.preactivations) == 4
+        assert all(map(torch.equal, map(torch.relu, features_t.preactivations), features_t.feats))
+        assert not features_t.logits.is_inference() and not features_t.preactivations[1].is_inference()
+        assert not torch.equal(features_t.logits, teacher(data.images[indices]))
+    assert torch.equal(torch.cat([seen[3] for seen in method.seen]).sort().values, torch.arange(44))
+    assert len({float(seen[4]) for seen in method.seen}) == len(method.seen)
+    assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())
+
+
+def test_preparation_is_not_repeated_by_a_run_that_continues(tmp_path, monkeypatch):
+    monkeypatch.setattr("kdnb.training.resume.SAVE_EVERY", -1.0)
+    teacher, first, second = network(3).eval(), Recording(), Recording()
+    whole = Recording()
+    fit(network(), blobs(), blobs(), RECIPE, method=whole, teacher=teacher)
+    accumulate = loop._accumulate
+
+    def dying(*arguments):
+        if len(first.seen) == 8:
+            raise Killed
+        accumulate(*arguments)
+
+    monkeypatch.setattr(loop, "_accumulate", dying)
+    with pytest.raises(Killed):
+        fit(network(), blobs(), blobs(), RECIPE, method=first, teacher=teacher, folder=tmp_path)
+    monkeypatch.setattr(loop, "_accumulate", accumulate)
+    fit(network(), blobs(), blobs(), RECIPE, method=second, teacher=teacher, folder=tmp_path)
+    assert (first.prepared, second.prepared) == (1, 0) and torch.equal(second.first, blobs().images[0])
+    assert [float(seen[4]) for seen in second.seen] == [float(seen[4]) for seen in whole.seen][7:]
+    assert torch.equal(torch.cat([seen[3] for seen in second.seen]), torch.cat([seen[3] for seen in whole.seen[7:]]))
+
+
 def test_a_finished_run_is_not_trained_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "_SAVE_EVERY", -1.0)
+    monkeypatch.setattr("kdnb.training.resume.SAVE_EVERY", -1.0)
     first, _ = trained(folder=tmp_path)
     steps = []
     monkeypatch.setattr(loop, "_accumulate", lambda *_: steps.append(1))

@@ -40,5 +40,5 @@ def test_batches_are_a_function_of_seed_epoch_and_step():
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run_and_names_the_round():
-    with pytest.raises(FloatingPointError, match="student's loss became infinite or NaN in round 6"):
+    with pytest.raises(FloatingPointError, match="student: the loss became infinite or NaN in round 6"):
         phase(lambda _: torch.tensor(float("nan"), requires_grad=True), epoch=5)

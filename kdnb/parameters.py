@@ -15,8 +15,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
 
-from kdnb import models
-from kdnb.data import DATASETS
+from kdnb import data, models
 from kdnb.errors import InputError, check_name
 from kdnb.methods import METHODS, parse_method
 
@@ -151,7 +150,12 @@ PARAMETERS: dict[str, Parameter] = {
     "precision": _choice("precision", ("fp32", "bf16", "fp16"), "number format of autocast"),
     "layout": _choice("layout", ("contiguous", "channels_last"), "memory format of images"),
     # data
-    "dataset": _choice("dataset", DATASETS, "data set"),
+    "dataset": Parameter(
+        "str",
+        Annotated[str, Field(max_length=4096), AfterValidator(data.known)],
+        f"one of {', '.join(data.DATASETS)}, folder:PATH or FILE.py:function",
+        "data set",
+    ),
     "image_size": _integer(8, 256, "height and width in pixels"),
     "crop_padding": _integer(0, 64, "padding of the random crop in pixels"),
     "num_samples": _integer(1, 1_000_000, "images to make"),

@@ -8,9 +8,10 @@ from typing import Any
 
 import yaml
 
-from kdnb.data import dataset_spec
+from kdnb.data import class_count
 from kdnb.data.check import check_files
 from kdnb.errors import InputError, check_name
+from kdnb.models.names import parse_foreign
 from kdnb.parameters import PARAMETERS, Parameters, resolve
 from kdnb.runner.cell import read_cell
 from kdnb.storage.files import read_record
@@ -285,6 +286,15 @@ def parse_limit(text: str | None) -> float | None:
     raise InputError(f"limit must be a number of seconds above 0, got {text!r}")
 
 
+def _check_teacher(path: Path, values: Parameters) -> None:
+    """A file that is there and, where file and data tell, for as many classes; networks that are not ours are compared when loaded."""
+    count = class_count(values["dataset"]) if "dataset" in values else None
+    if count is not None and not parse_foreign(values.get("teacher", "")):
+        check_classes(path, count, values["dataset"])
+    elif not path.is_file():
+        raise InputError(f"checkpoint {path.name} does not exist or is no file")
+
+
 def _check_outside(values: Parameters) -> None:
     """What the values point to: data files, weights, folders. Paths become absolute, because the kernel works in another folder."""
     for name in ("teacher_checkpoint", "prior_folder"):
@@ -293,9 +303,6 @@ def _check_outside(values: Parameters) -> None:
     if "dataset" in values:
         check_files(values["dataset"])
     if values.get("teacher_checkpoint"):
-        if "dataset" in values:
-            check_classes(
-                Path(values["teacher_checkpoint"]), dataset_spec(values["dataset"]).num_classes, values["dataset"]
-            )
+        _check_teacher(Path(values["teacher_checkpoint"]), values)
     if values.get("prior_folder") and not Path(values["prior_folder"]).is_dir():
         raise InputError(f"prior_folder {Path(values['prior_folder']).name} is not a folder")

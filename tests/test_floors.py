@@ -16,7 +16,7 @@ FLOORS = (
     {"data", "samplers", "runs"},
     {"training", "parameters"},
     {"studies", "runner"},
-    {"plots"},
+    {"plots", "api"},
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 

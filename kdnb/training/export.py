@@ -47,7 +47,7 @@ def save_student(
         "data": data.name,
         "images": f"{data.channels}x{data.image_size}x{data.image_size}, standardised with {_normalization(data)}",
         **{title: value for title, value in facts.items() if title != "licence"},
-        "hashes of the data": ", ".join(f"{split} {digest}" for split, digest in data.hashes.items()),
+        "hashes of the data": ", ".join(f"{part} {data.hashes[part]}" for part in ("private", "public", "test")),
         "hash of the weights": state_hash(net.state_dict()),
         "sha256 of the file": hashlib.sha256(content).hexdigest(),
         "made by": f"kdnb {kdnb.__version__}, torch {torch.__version__}",

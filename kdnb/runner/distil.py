@@ -40,7 +40,8 @@ def plan_distillation(
     for name, value in (("teacher", teacher), ("student", student), ("data", data)):
         if not value:
             raise InputError(f"give --{name}: inv distil --teacher MODEL --student MODEL --data FOLDER [--method dkd]")
-    if Path(data).expanduser().is_dir() and not data.startswith(FOLDER):
+    is_path = "/" in data or Path(data).is_dir()
+    if is_path and not data.startswith(FOLDER) and ".py:" not in data:
         data = FOLDER + data
     values = {"teacher": teacher, "student": student, "dataset": data, "method": method, "epochs": epochs}
     return plan(NOTEBOOK, overrides=BARE | values | {"teacher_checkpoint": checkpoint} | dict(more or {}))

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from kdnb import models
 from kdnb.data import load as load_named
 from kdnb.data.own import FOLDER
-from kdnb.data.own_images import from_arrays, read_made
+from kdnb.data.own_arrays import from_arrays, read_made
 from kdnb.data.tensors import Dataset
 from kdnb.errors import InputError
 from kdnb.intervals import paired_difference

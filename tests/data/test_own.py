@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from kdnb import parameters
-from kdnb.data import class_count, known, load, own_images
+from kdnb.data import class_count, known, load, own_arrays, own_images
 from kdnb.data.check import check_files
 from kdnb.errors import InputError
 
@@ -251,7 +251,7 @@ def test_standardised_floats_reach_networks_as_they_are():
     from kdnb.models.base import Normalize
 
     images = torch.randn(12, 3, 8, 8)
-    data = own_images.from_arrays("x", (images, torch.arange(12) % 2), None, standardized=True)
+    data = own_arrays.from_arrays("x", (images, torch.arange(12) % 2), None, standardized=True)
     normalize = Normalize(data.spec.mean, data.spec.std)
     torch.testing.assert_close(normalize(data.train.images), data.train.images)
     assert float(data.train.images.amin()) < -1

@@ -195,6 +195,44 @@ def run(context, notebook, parameter=None, profile="quick", limit=None, resume=F
 
 
 @task(
+    positional=[],
+    iterable=["parameter"],
+    help={
+        "teacher": "of the zoo, timm:NAME, torchvision:NAME or FILE.py:function",
+        "student": "the same",
+        "data": "a folder of pictures, FILE.py:function or a data set's name",
+        "method": "a name of kdnb.methods.METHODS",
+        "epochs": "passes over the training images",
+        "teacher_checkpoint": "weights of the teacher; without, it is trained first",
+        "parameter": "a further parameter of notebook 04 as name=value; may be repeated",
+        "limit": "seconds after which the run is stopped",
+    },
+)
+def distil(
+    context,
+    teacher="",
+    student="",
+    data="",
+    method="dkd",
+    epochs="20",
+    teacher_checkpoint="",
+    parameter=None,
+    limit=None,
+):
+    """Distil a teacher into a student on your own pictures; the student is left as safetensors with a card."""
+    from kdnb.runner.distil import plan_distillation
+    from kdnb.runner.plan import parse_limit, parse_overrides
+
+    with _one_sentence():
+        more = parse_overrides(parameter or [])
+        planned = plan_distillation(teacher, student, data, method, epochs, teacher_checkpoint, more)
+        outcome = _run(planned, parse_limit(limit))
+    print(f"student: {os.path.relpath(outcome.folder / 'checkpoints' / 'student.safetensors')}")
+    if outcome.exit_code:
+        raise Exit(code=outcome.exit_code)
+
+
+@task(
     positional=["name"],
     iterable=["parameter"],
     help={

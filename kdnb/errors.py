@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+_SHOWN = 100  # names in a message
+
 
 class InputError(ValueError):
     """Bad input from outside (a parameter, a file, a name). The message says what was given, what is allowed and what to do."""
@@ -27,4 +29,5 @@ def check_name(kind: str, given: str, allowed: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(given), names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else "."
     shown = repr(given) if len(str(given)) <= 80 else repr(str(given)[:77] + "...")
-    raise InputError(f"unknown {kind} {shown}{hint} Allowed: {', '.join(names)}")
+    rest = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    raise InputError(f"unknown {kind} {shown}{hint} Allowed: {', '.join(names[:_SHOWN])}{rest}")

@@ -15,8 +15,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
 
-from kdnb import choices, models
-from kdnb.data import DATASETS
+from kdnb import choices, data, models
 from kdnb.errors import InputError, check_name
 from kdnb.live import check_names
 from kdnb.methods import METHODS, parse_method
@@ -69,13 +68,11 @@ def _choice(kind: str, names: Iterable[str], help: str) -> Parameter:
     )
 
 
-def _known_model(name: str) -> str:
-    models.find(name)
-    return name
+_MODEL_NAMES = "a name of kdnb.models.MODELS, timm:NAME, torchvision:NAME or FILE.py:function"
 
 
 def _model(help: str) -> Parameter:
-    return Parameter("str", Annotated[str, AfterValidator(_known_model)], "a name of kdnb.models.MODELS", help)
+    return Parameter("str", Annotated[str, AfterValidator(models.known)], _MODEL_NAMES, help)
 
 
 def _text(pattern: str, allowed: str, help: str) -> Parameter:
@@ -160,7 +157,7 @@ def _choices(kind: str, names: Iterable[str], help: str) -> Parameter:
 
 
 def _models(help: str) -> Parameter:
-    return _different(_known_model, "of kdnb.models.MODELS", help)
+    return _different(models.known, f"of models, each {_MODEL_NAMES}", help)
 
 
 def _path(help: str) -> Parameter:
@@ -170,6 +167,14 @@ def _path(help: str) -> Parameter:
 def _paths(help: str) -> Parameter:
     kind = Annotated[list[Annotated[str, Field(pattern=r"^[^\x00\n]+$", max_length=4096)]], Field(max_length=100)]
     return Parameter("list[str]", kind, "a list of paths of files", help)
+
+
+def _dataset(help: str, empty: bool = False) -> Parameter:
+    def known(name: str) -> str:
+        return name if empty and not name else data.known(name)
+
+    allowed = f"one of {', '.join(data.DATASETS)}, folder:PATH or FILE.py:function{', or empty' * empty}"
+    return Parameter("str", Annotated[str, Field(max_length=4096), AfterValidator(known)], allowed, help)
 
 
 def _flag(help: str) -> Parameter:
@@ -255,8 +260,8 @@ PARAMETERS: dict[str, Parameter] = {
     "threads": _integer(0, 1024, "CPU threads of torch, 0 for torch's own choice"),
     "layout": TRAINING["layout"],
     # data
-    "dataset": _choice("dataset", DATASETS, "data set"),
-    "next_dataset": _choice("dataset", ("", *DATASETS), "data set of the second task, empty for the same one"),
+    "dataset": _dataset("data set"),
+    "next_dataset": _dataset("data set of the second task, empty for the same one", empty=True),
     "image_size": _integer(8, 256, "height and width in pixels"),
     "num_samples": _integer(1, 1_000_000, "images to make"),
     # networks
@@ -436,9 +441,10 @@ def _evolution(values: Mapping) -> str | None:
 
 def _classes(values: Mapping) -> str | None:
     """Numbers that a data set's count of classes bounds."""
-    if "dataset" not in values:
+    dataset = values.get("dataset")
+    classes = data.class_count(dataset) if dataset else None
+    if classes is None:  # nobody knows before the data are there
         return None
-    dataset, classes = values["dataset"], DATASETS[values["dataset"]].num_classes
     if (values.get("omitted_class") or 0) >= classes:
         return f"omitted_class must be one of {dataset}'s classes 0 to {classes - 1}, got {values['omitted_class']}"
     if values.get("num_known", 0) > classes - 2:
@@ -454,8 +460,9 @@ _NEED_TENSORS = {"max_flips", "vae_epochs", "generations", "num_crops", "num_kno
 
 
 def _streamed(values: Mapping) -> str | None:
-    if "dataset" in values and DATASETS[values["dataset"]].streamed and _NEED_TENSORS & set(values):
-        whole = ", ".join(name for name, spec in DATASETS.items() if not spec.streamed)
+    spec = data.DATASETS.get(values.get("dataset", ""))
+    if spec is not None and spec.streamed and _NEED_TENSORS & set(values):
+        whole = ", ".join(name for name, one in data.DATASETS.items() if not one.streamed)
         return f"{values['dataset']} stays on disk, and this notebook needs all images in memory; it can have {whole}"
 
 
@@ -468,9 +475,9 @@ def _image_size(values: Mapping) -> str | None:
 
 
 def _next_dataset(values: Mapping) -> str | None:
-    if values.get("next_dataset") and "dataset" in values:
-        names = values["dataset"], values["next_dataset"]
-        first, second = (DATASETS[name].channels for name in names)
+    names = values.get("dataset"), values.get("next_dataset")
+    if all(name in data.DATASETS for name in names):
+        first, second = (data.DATASETS[name].channels for name in names)
         if first != second:
             return f"a generator of {names[0]} images ({first} channels) can't be reused for {names[1]} ({second})"
 

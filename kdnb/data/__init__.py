@@ -8,6 +8,7 @@ This module imports nothing heavy, so that names can be checked before torch is 
 
 from dataclasses import dataclass
 
+from kdnb.data.own import num_classes, parse_own
 from kdnb.errors import InputError, check_name
 
 
@@ -86,12 +87,33 @@ def dataset_spec(name: str) -> DatasetSpec:
     return DATASETS[check_name("dataset", name, DATASETS)]
 
 
+def known(name: str) -> str:
+    """The name of a data set: of the table, `folder:PATH` or `FILE.py:function` (`kdnb.data.own`), whose paths become absolute.
+
+    Raises:
+        InputError: an unknown name, with the nearest; what a path points to is `kdnb.data.check.check_files`'s matter.
+    """
+    own = parse_own(name)
+    return own.text if own else check_name("dataset", name, [*DATASETS, "folder:PATH", "FILE.py:function"])
+
+
+def class_count(name: str) -> int | None:
+    """K, as far as it can be told without torch: not of data that a function of the user's makes."""
+    own = parse_own(name)
+    return num_classes(own) if own else dataset_spec(name).num_classes
+
+
 def load(name: str, image_size: int | None = None, device: str = "cpu", download: bool = False, split_seed: int = 0):
     """Load a data set: whole, as tensors on `device` (`kdnb.data.tensors.load_dataset`), or as an index of pictures that stay on disk
-    and arrive on `device` batch by batch (`kdnb.data.layouts.load_folders`)."""
-    spec = dataset_spec(name)
+    and arrive on `device` batch by batch (`kdnb.data.layouts.load_folders`). The user's own data: `kdnb.data.own_images.load_own`."""
+    own = parse_own(name)
+    spec = None if own else dataset_spec(name)
     if image_size is not None and not 8 <= image_size <= 256:
         raise InputError(f"image_size must be between 8 and 256 pixels, got {image_size}")
+    if own:
+        from kdnb.data.own_images import load_own
+
+        return load_own(own, image_size, device, split_seed)
     if spec.streamed:
         from kdnb.data.layouts import load_folders
 

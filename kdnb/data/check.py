@@ -10,6 +10,7 @@ from pathlib import Path
 
 from kdnb.data import dataset_spec
 from kdnb.data.locate import FILES, find_pictures, locate
+from kdnb.data.own import check_own, parse_own
 from kdnb.errors import InputError
 
 
@@ -19,6 +20,9 @@ def check_files(name: str) -> None:
     Raises:
         InputError: unknown data set, a missing file (with what to do), or one whose size contradicts its header.
     """
+    if own := parse_own(name):
+        check_own(own)
+        return
     spec = dataset_spec(name)
     if spec.streamed:
         find_pictures(name)

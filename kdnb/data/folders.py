@@ -26,6 +26,7 @@ from kdnb.errors import InputError, check_name
 from kdnb.randomness import generator_for
 from kdnb.rehearsal import cut
 
+_FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
 _MAX_BYTES = 64 * 2**20
 _MAX_PIXELS = 100_000_000
 _AHEAD = 3  # batches being read while one is in use
@@ -43,8 +44,9 @@ FRAMINGS = {
 # --- one picture ---------------------------------------------------------------------------------------------------------------
 
 
-def read_picture(path: Path) -> Tensor:
-    """A JPEG or PNG file as (3, H, W) uint8; grey, palette and CMYK files come out as RGB, transparency is dropped.
+def read_picture(path: Path, channels: int = 3) -> Tensor:
+    """A picture file as (channels, H, W) uint8; grey, palette and CMYK files come out as RGB, all as grey with 1 channel, transparency
+    is dropped.
 
     Raises:
         InputError: missing, larger than 64 MB or 100 million pixels, damaged, or of another kind.
@@ -53,12 +55,13 @@ def read_picture(path: Path) -> Tensor:
         size = os.stat(path).st_size
         if size > _MAX_BYTES:
             raise InputError(f"picture {path.name} has {size} bytes; at most {_MAX_BYTES} are read")
-        with Image.open(path, formats=("JPEG", "PNG")) as picture:  # reads the header only
+        with Image.open(path, formats=_FORMATS) as picture:  # reads the header only
             if math.prod(picture.size) > _MAX_PIXELS:
                 raise InputError(
                     f"picture {path.name} has {picture.size[0]} x {picture.size[1]} pixels; at most {_MAX_PIXELS} are read"
                 )
-            return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+            pixels = torch.from_numpy(np.array(picture.convert("RGB" if channels == 3 else "L")))
+            return pixels.permute(2, 0, 1) if channels == 3 else pixels[None]
     except InputError:
         raise
     except (
@@ -81,12 +84,12 @@ def frame(picture: Tensor, framing: str, size: int, generator: torch.Generator |
     """Cut and resize one picture (bilinear, antialiased) to size x size.
 
     Args:
-        picture: (3, H, W) uint8.
+        picture: (C, H, W) uint8.
         framing: one of `FRAMINGS`.
         size: pixels.
         generator: on the CPU, for the two random framings.
     Returns:
-        (3, size, size) uint8.
+        (C, size, size) uint8.
 
     Source: the customary ImageNet recipe (random_resized_crop, centre); SDD's CUB-200 recipe (random_crop, centre_of_square).
     """
@@ -123,6 +126,7 @@ class FolderSplit:
         training, evaluation: framings of `epoch` and of `batches`.
         device: where batches arrive.
         workers: reading threads; None: one a core, at most 16.
+        channels: 3, or 1 for grey.
 
     Mirroring and padding are the recipe's and happen on the device, as for every other data set.
     """
@@ -135,6 +139,7 @@ class FolderSplit:
     evaluation: str = "resize"
     device: torch.device = torch.device("cpu")
     workers: int | None = None
+    channels: int = 3
 
     def __post_init__(self):
         for framing in (self.training, self.evaluation):
@@ -170,7 +175,7 @@ class FolderSplit:
     @property
     def hash(self) -> str:
         """First 16 hex digits of the sha256 over names, labels, size and framings; not over the pictures: that would read them all."""
-        header = [str(self.image_size), self.training, self.evaluation]
+        header = [str(self.image_size), self.training, self.evaluation] + (["grey"] if self.channels == 1 else [])
         digest = hashlib.sha256("\n".join(header + self.names).encode())
         if self.labels is not None:
             digest.update(self.labels.numpy().tobytes())
@@ -204,7 +209,7 @@ class FolderSplit:
             pool.shutdown(cancel_futures=True)
 
     def _picture(self, index: int, key: tuple[int, int] | None) -> Tensor:
-        picture = read_picture(self.root / self.names[index])
+        picture = read_picture(self.root / self.names[index], self.channels)
         if key is None:
             return frame(picture, self.evaluation, self.image_size)
         return frame(picture, self.training, self.image_size, generator_for(key[0], "crop", key[1], index))

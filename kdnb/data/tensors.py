@@ -106,6 +106,11 @@ class Dataset:
         return self.spec.channels
 
     @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return self.channels, self.image_size, self.image_size
+
+    @property
     def crop_padding(self) -> int:
         """Padding of the random crop in pixels, scaled with the image size (at least 1); 0 where crops are cut from larger pictures."""
         return self.spec.crop_padding and max(1, round(self.spec.crop_padding * self.image_size / self.spec.image_size))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from kdnb.errors import InputError
 from kdnb.losses import ce_loss, kd_loss
 from kdnb.models.base import Features, feature_shapes
+from kdnb.models.taps import as_classifier
 
 
 def warm_up(epoch: int, epochs: int) -> float:
@@ -96,7 +97,8 @@ class Method(nn.Module):
         """Fit the method to a pair of networks: check them and make the adapters, whose initial weights come from the global random state.
 
         Args:
-            student, teacher: classifiers with `forward(x, return_features=True)`; the teacher may be None where none is needed.
+            student, teacher: classifiers; one without `forward(x, return_features=True)` is looked at as `kdnb.models.taps.wrap` does.
+                The teacher may be None where none is needed.
             image_shape: (C, H, W) of the images.
             num_classes: K.
             batch_size: images per step (SemCKD's adapters depend on it).
@@ -109,6 +111,8 @@ class Method(nn.Module):
         """
         if teacher is None and self.needs_teacher:
             raise InputError(f"{type(self).__name__} distils from a teacher, and none was given")
+        student = as_classifier(student, image_shape)
+        teacher = None if teacher is None else as_classifier(teacher, image_shape)
         for role, model in (("student", student), ("teacher", teacher)):
             if role in self.needs_preactivations and not getattr(model, "has_preactivations", False):
                 raise InputError(
@@ -199,7 +203,28 @@ def head_of(model: nn.Module, role: str) -> nn.Linear:
     head = getattr(model, "head", None)
     if not isinstance(head, nn.Linear):
         raise InputError(
-            f"this method uses the {role}'s final linear layer, `{role}.head`, and {type(model).__name__} has none"
+            f"this method uses the {role}'s final linear layer, `{role}.head`, and "
+            f"{type(getattr(model, 'plain', model)).__name__} has none"
+        )
+    return head
+
+
+def head_of_map(model: nn.Module, role: str, shapes: Features | None) -> nn.Linear:
+    """The final linear classifier of a network whose final map it can be applied to position by position; shapes None: unknown yet.
+
+    Raises:
+        InputError: no such layer, or a final map of which it does not classify the mean; with the reason and what to do.
+    """
+    head, name = head_of(model, role), type(getattr(model, "plain", model)).__name__
+    if note := getattr(model, "note", ""):  # a foreign network without such a map
+        raise InputError(
+            f"this method applies the {role}'s head to regions of the map before pooling, which {name} does not allow: "
+            f"{note}; take another network, scales [1], or a method of whole images such as kd or dkd"
+        )
+    if shapes is not None and (channels := shapes.final_map[0]) != head.in_features:
+        raise InputError(
+            f"this method applies the {role}'s head ({head.in_features} inputs) to regions of its final map, and that of {name} has "
+            f"{channels} channels; name the map that is averaged into the head as `final`, or let kdnb.models.taps.wrap find it"
         )
     return head
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from kdnb.errors import InputError
 from kdnb.losses import check_scales, region_logits, sdd_dkd_loss, sdd_kd_loss
-from kdnb.methods.base import Method, constant, count, head_of, positive, warm_up, weight
+from kdnb.methods.base import Method, constant, count, head_of_map, positive, warm_up, weight
 
 
 class SDD(Method):
@@ -32,8 +32,10 @@ class SDD(Method):
         return True
 
     def attach(self, student, teacher, shapes_s, shapes_t, batch_size) -> None:
+        if self.scales == [1]:  # whole images need no map
+            return
         # a tuple hides the heads from nn.Module: the networks own them, the optimiser and the state dict must not meet them twice
-        self._heads = (head_of(student, "student"), head_of(teacher, "teacher"))
+        self._heads = (head_of_map(student, "student", shapes_s), head_of_map(teacher, "teacher", shapes_t))
 
     def regions(self, student, teacher) -> tuple[Tensor, Tensor]:
         """(B, K, M) region logits of student and teacher."""

@@ -1,4 +1,4 @@
-"""The model zoo by name: `build("resnet8x4", num_classes=100)`. Names are read from a table; nothing heavy is imported before that."""
+"""Models by name: `build("resnet8x4", num_classes=100)`, `build("timm:resnet18", 100)`. Nothing heavy is imported to check a name."""
 
 import importlib
 import re
@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from kdnb.errors import InputError, check_name
+from kdnb.models.names import check_foreign, identity, parse_foreign
+
+__all__ = ["ALIASES", "MODELS", "ModelSpec", "build", "find", "identity", "known"]
 
 
 class ModelSpec(NamedTuple):
@@ -111,29 +114,45 @@ def find(name: str) -> ModelSpec:
     return MODELS[key] if key in MODELS else MODELS[check_name("model", name, MODELS)]
 
 
+def known(name: str) -> str:
+    """The name of a model that can be built, of the zoo or foreign; paths in it become absolute.
+
+    Raises:
+        InputError: no such model, with the nearest name; nothing is built, and no code of the user's is run.
+    """
+    if foreign := parse_foreign(name):
+        return check_foreign(foreign).text
+    find(name)
+    return name
+
+
 def build(
     name: str,
     num_classes: int,
     in_channels: int = 3,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    image_size: int | None = None,
     **kwargs,
 ):
     """Make a classifier with fresh weights.
 
     Args:
-        name: a name of `MODELS`, an alias, or `wrn_D_W`.
+        name: a name of `MODELS`, an alias, or `wrn_D_W`; `timm:NAME`, `torchvision:NAME` or `FILE.py:function` (`kdnb.models.names`).
         num_classes: K >= 2.
         in_channels: image channels, >= 1.
         mean, std: per channel, in units of the [0, 1] range; both or neither. With them the network maps its input from [-1, 1] to
             [0, 1] and standardises it; without them it takes images as they are.
+        image_size: H = W in pixels, for foreign networks: some are made for one size, and layers are found by a pass on such images.
+            None: 224. The zoo's take any.
         kwargs: further arguments of the model's class, over those of the table (`dropout`, `widths`, ...).
     Returns:
         A `kdnb.models.base.Classifier`: `model(x)` gives logits (B, K), `model(x, return_features=True)` gives `Features`.
     Raises:
         InputError: unknown name, num_classes < 2, in_channels < 1, only one of mean and std, or their length is not in_channels.
     """
-    spec = find(name)
+    foreign = parse_foreign(name)
+    spec = None if foreign else find(name)
     if num_classes < 2:
         raise InputError(f"num_classes must be at least 2, got {num_classes}")
     if in_channels < 1:
@@ -142,6 +161,10 @@ def build(
         raise InputError("give both mean and std, or neither")
     if mean is not None and len(mean) != in_channels:
         raise InputError(f"mean and std need one value for each of the {in_channels} channels, got {len(mean)}")
+    if foreign:
+        from kdnb.models.libraries import build_foreign
+
+        return build_foreign(foreign, num_classes, in_channels, image_size, mean, std, **kwargs)
     module = importlib.import_module(f"kdnb.models.{spec.module}")
     model = getattr(module, spec.factory)(num_classes=num_classes, in_channels=in_channels, **spec.kwargs | kwargs)
     if mean is not None:

@@ -102,6 +102,11 @@ class Classifier(nn.Module):
     def head(self) -> nn.Linear:
         return self.get_submodule(self.head_name)
 
+    @property
+    def plain(self) -> nn.Module:
+        """The network whose names checkpoints use: itself, or what a wrapper wraps."""
+        return self
+
     def extract(self, x: Tensor, preactivations: bool = False) -> Features:
         """All of `Features` for an input that is normalised already."""
         feats, before = self.tap_pairs(x) if preactivations else (self.taps(x), None)

@@ -8,9 +8,10 @@ from typing import Any
 
 import yaml
 
-from kdnb.data import dataset_spec
+from kdnb.data import class_count
 from kdnb.data.check import check_files
 from kdnb.errors import InputError, check_name
+from kdnb.models.names import parse_foreign
 from kdnb.parameters import PARAMETERS, Parameters, resolve
 from kdnb.runner.cell import read_cell
 from kdnb.storage.files import read_record
@@ -301,14 +302,26 @@ def _absolute(path: str) -> str:
     return str(Path(path).expanduser().absolute())
 
 
-def _classifiers(values: Parameters) -> list[tuple[str, str]]:
-    """Files of weights, each with the data set that its classes are of. A network of some classes only (`num_known`) is none of them."""
-    if "dataset" not in values or "num_known" in values:
-        return []
-    first, second = values["dataset"], values.get("next_dataset") or values["dataset"]
-    paths = [values.get("teacher_checkpoint"), *values.get("teacher_checkpoints", [])]
-    found = [(path, first) for path in paths] + [(values.get("next_teacher_checkpoint"), second)]
-    return [(path, dataset) for path, dataset in found if path]
+def _check_teachers(values: Parameters) -> None:
+    """Files that are there and, where file and data tell, for as many classes; networks that are not ours are compared when loaded.
+
+    A network of some classes only (`num_known`) has another number of them.
+    """
+    first, second = values.get("dataset"), values.get("next_dataset") or values.get("dataset")
+    given = [(values.get("teacher"), values.get("teacher_checkpoint"), first)]
+    given += [(values.get("next_teacher"), values.get("next_teacher_checkpoint"), second)]
+    given += [
+        (name, path, first)
+        for name, path in zip(values.get("teachers", []), values.get("teacher_checkpoints", []), strict=False)
+    ]
+    for model, path, dataset in given:
+        if not path:
+            continue
+        count = class_count(dataset) if dataset and "num_known" not in values else None
+        if count is not None and not parse_foreign(model or ""):
+            check_classes(Path(path), count, dataset)
+        elif not Path(path).is_file():
+            raise InputError(f"checkpoint {Path(path).name} does not exist or is no file")
 
 
 def _check_outside(values: Parameters) -> None:
@@ -321,10 +334,8 @@ def _check_outside(values: Parameters) -> None:
     for name in ("dataset", "next_dataset"):
         if values.get(name):
             check_files(values[name])
-    for path, dataset in _classifiers(values):
-        check_classes(Path(path), dataset_spec(dataset).num_classes, dataset)
-    for name in ("reuse_path", "teacher_checkpoint"):
-        if values.get(name) and not Path(values[name]).is_file():
-            raise InputError(f"{name} {Path(values[name]).name} does not exist or is no file")
+    _check_teachers(values)
+    if values.get("reuse_path") and not Path(values["reuse_path"]).is_file():
+        raise InputError(f"reuse_path {Path(values['reuse_path']).name} does not exist or is no file")
     if values.get("prior_folder") and not Path(values["prior_folder"]).is_dir():
         raise InputError(f"prior_folder {Path(values['prior_folder']).name} is not a folder")

@@ -18,7 +18,7 @@ from kdnb.losses import region_logits
 from kdnb.rehearsal import cut
 from kdnb.training.distil import Distilled, Setting, bound, distil
 from kdnb.training.recipe import Recipe
-from kdnb.training.teachers import Trained
+from kdnb.training.teachers import Model, Trained
 
 
 def one_at_a_time(setting: Setting) -> dict[str, dict[str, Setting]]:
@@ -47,7 +47,7 @@ def _text(value: float | list) -> str:
 
 def compare(
     settings: Mapping[str, Setting],
-    student: str,
+    student: Model,
     teacher: Trained,
     data: Dataset,
     recipe: Recipe,
@@ -115,6 +115,8 @@ def compare(
 def look(model: nn.Module, images: Tensor, scales: Sequence[int]) -> tuple[Tensor, Tensor]:
     """What a network says about images (B, K) and about their regions (B, K, M), by its own classifier (`kdnb.losses.region_logits`)."""
     features = model(images, return_features=True)
+    if not isinstance(model.head, nn.Linear):  # nothing to apply to regions: each says what the image says
+        return features.logits.clone(), features.logits[:, :, None].repeat(1, 1, sum(scale**2 for scale in scales))
     regions = region_logits(features.final_map, model.head.weight, model.head.bias, scales)
     return features.logits.clone(), regions.clone()
 

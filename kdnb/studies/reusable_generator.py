@@ -13,6 +13,7 @@ from kdnb.data.tensors import Dataset
 from kdnb.errors import InputError, check_name
 from kdnb.generators.latent import LatentGenerator, draw_latents
 from kdnb.generators.reusable import ReusableGenerator, export_parts, less_active_branch, prepare
+from kdnb.models import identity
 from kdnb.parameters import group
 from kdnb.randomness import generator_for, seed_everything
 from kdnb.storage.cache import artifact
@@ -192,7 +193,7 @@ def generator_task(
         "dataset": data.name,
         "image_size": data.image_size,
         "teacher": teacher.hash,
-        "student": student,
+        "student": identity(student),
         "mode": mode,
         "seed": seed,
         "config": _relevant(config),

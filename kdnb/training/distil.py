@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from kdnb import methods
 from kdnb.data.tensors import Dataset
 from kdnb.errors import InputError
+from kdnb.models import identity
 from kdnb.storage.cache import artifact
+from kdnb.storage.checkpoints import state_hash
 from kdnb.storage.naming import recipe_key
 from kdnb.training.loop import fit
 from kdnb.training.recipe import Recipe
-from kdnb.training.teachers import Trained, fresh
+from kdnb.training.teachers import Model, Trained, fresh
 
 
 class Setting(NamedTuple):
@@ -70,7 +72,7 @@ class Distilled(NamedTuple):
 
 def distil(
     setting: Setting,
-    student: str,
+    student: Model,
     teacher: Trained,
     data: Dataset,
     recipe: Recipe,
@@ -83,14 +85,16 @@ def distil(
 
     Args:
         student: architecture. Its first weights, the order and the augmentation depend on the seed alone, so seeds pair up over methods.
+            A network that has no name (`kdnb.training.teachers.Model`) is trained each time: nothing says when two are the same.
         omitted_class: a class of which no image is in the student's training split.
     Raises:
         InputError: what `methods.build`, `Method.bind` and `fit` refuse, or a class that the data set has not.
     """
     train = data.train if omitted_class is None else data.train.without_class(_known_class(omitted_class, data))
+    named = isinstance(student, str)
     net, method = bound(setting, student, teacher, data, recipe, seed, len(train))
     key = {
-        "student": student,
+        "student": identity(student) if named else state_hash(net.plain.state_dict()),
         "method": setting.method,
         "hyper": method.hyper,
         "teacher": teacher.hash if method.needs_teacher else None,
@@ -101,7 +105,7 @@ def distil(
         "seed": seed,
     }
 
-    def make(progress_folder: Path) -> dict:
+    def make(progress_folder: Path | None) -> dict:
         found = fit(
             net,
             train,
@@ -120,20 +124,20 @@ def distil(
             "seconds": found.seconds,
         }
 
-    state = artifact("student", key, make)
+    state = artifact("student", key, make) if named else make(None)
     net.load_state_dict(state["student"])
     method.load_state_dict(state["method"])
     return Distilled(net.eval(), method.eval(), state["history"], state["seconds"], recipe_key(key))
 
 
 def bound(
-    setting: Setting, student: str, teacher: Trained, data: Dataset, recipe: Recipe, seed: int, num_images: int
+    setting: Setting, student: Model, teacher: Trained, data: Dataset, recipe: Recipe, seed: int, num_images: int
 ) -> tuple[nn.Module, nn.Module]:
     """An untrained student and its method, made for each other and for a split of so many images."""
     net = fresh(student, data, seed)
     method = methods.build(setting.method, **setting.hyper)
-    image_shape = (data.channels, data.image_size, data.image_size)
-    method.bind(net, teacher.model, image_shape, data.num_classes, recipe.batch_size, recipe.epochs, num_images)
+    shape, batch = data.image_shape, recipe.batch_size
+    method.bind(net, teacher.model, shape, data.num_classes, batch, recipe.epochs, num_images)
     return net, method
 
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from kdnb.errors import InputError
 from kdnb.models import MODELS, build
+from kdnb.models.names import parse_foreign
 from kdnb.storage.checkpoints import parse_state, state_hash
 
 _MAX_FILE = 2 * 2**30  # bytes; ResNet-152 with its optimiser has half a gigabyte
@@ -43,29 +44,41 @@ class Imported(NamedTuple):
 
 
 def load_classifier(
-    path: Path, model: str, num_classes: int, in_channels: int = 3, mean=None, std=None, part: str | None = None
+    path: Path,
+    model: str,
+    num_classes: int,
+    in_channels: int = 3,
+    mean=None,
+    std=None,
+    part: str | None = None,
+    image_size: int | None = None,
 ) -> Imported:
-    """A classifier of the zoo with the weights of a checkpoint; what the checkpoint lacks is never left at random.
+    """A classifier with the weights of a checkpoint; what the checkpoint lacks is never left at random.
 
         teacher = load_classifier("ckpt_epoch_240.pth", "resnet32x4", **load("cifar100").normalization).model
 
     Args:
         path: the file.
-        model: name of `kdnb.models.MODELS`, an alias, or `wrn_D_W`.
-        num_classes, in_channels, mean, std: as for `kdnb.models.build`. Published networks were trained on standardised images: give the
+        model: as for `kdnb.models.build`, foreign names too.
+        num_classes, in_channels, mean, std, image_size: as for `kdnb.models.build`. Published networks were trained on standardised images: give the
             mean and std of their data set.
         part: "student" or "teacher" of a run file that holds both; None: the student there, and no other choice elsewhere.
     Raises:
         InputError: as `import_checkpoint`.
     """
-    state, digest = import_checkpoint(path, model, num_classes, in_channels, part)
-    net = build(model, num_classes, in_channels, mean, std)
-    net.load_state_dict(state)
+    state, digest = import_checkpoint(path, model, num_classes, in_channels, part, image_size)
+    net = build(model, num_classes, in_channels, mean, std, image_size)
+    net.plain.load_state_dict(state)
     return Imported(net.eval(), digest)
 
 
 def import_checkpoint(
-    path: Path, model: str, num_classes: int, in_channels: int = 3, part: str | None = None
+    path: Path,
+    model: str,
+    num_classes: int,
+    in_channels: int = 3,
+    part: str | None = None,
+    image_size: int | None = None,
 ) -> tuple[dict[str, Tensor], str]:
     """The weights of a checkpoint after comparison with the network they are for: names, shapes, kinds, class count, finite values.
 
@@ -77,19 +90,24 @@ def import_checkpoint(
     """
     weights = read_weights(path, part)
     name = Path(path).name
-    expected = _blueprint(model, num_classes, in_channels)
+    expected, head = _blueprint(model, num_classes, in_channels, image_size)
     try:
-        state = match_weights(
-            weights, expected.state_dict(), f"{expected.head_name}.weight", f"checkpoint {name}", model
-        )
+        state = match_weights(weights, expected, f"{head}.weight", f"checkpoint {name}", model)
     except InputError as error:
         raise InputError(f"{error}{_suggest(weights, model, num_classes, in_channels)}") from None
     return state, state_hash(state)
 
 
-def _blueprint(model: str, num_classes: int, in_channels: int) -> nn.Module:
+def _blueprint(
+    model: str, num_classes: int, in_channels: int, image_size: int | None = None
+) -> tuple[dict[str, Tensor], str]:
+    """The state dict that the plain network would have, and the name of its head."""
+    if parse_foreign(model):  # not every one can be made without memory, and its layers are found by running it
+        net = build(model, num_classes, in_channels, image_size=image_size)
+        return net.plain.state_dict(), net.head_name.removeprefix("model.")
     with torch.device("meta"):  # names and shapes without memory
-        return build(model, num_classes, in_channels)
+        net = build(model, num_classes, in_channels)
+    return net.state_dict(), net.head_name
 
 
 # --- from bytes to weights -----------------------------------------------------------------------------------------------------
@@ -290,7 +308,7 @@ def _suggest(weights: Mapping[str, Tensor], model: str, num_classes: int, in_cha
     model = model.lower().replace("-", "_")
     related = [name for name in MODELS if name.startswith(model) or model.startswith(name)]
     for other in dict.fromkeys(related + difflib.get_close_matches(model, MODELS, n=6, cutoff=0.5)):
-        expected = _blueprint(other, num_classes, in_channels).state_dict()
+        expected, _ = _blueprint(other, num_classes, in_channels)
         if expected.keys() == weights.keys() and all(
             weights[name].shape == wanted.shape for name, wanted in expected.items()
         ):

@@ -19,7 +19,9 @@ from kdnb.data.augmentation import augment, strong_augment
 from kdnb.data.tensors import Split
 from kdnb.errors import InputError
 from kdnb.methods.base import Method
+from kdnb.models.base import Classifier
 from kdnb.models.frozen import batch_statistics
+from kdnb.models.taps import as_classifier
 from kdnb.progress import progress
 from kdnb.randomness import generator_for, seed_everything
 from kdnb.rehearsal import cut
@@ -60,6 +62,7 @@ def fit(
     """Train `student` on `train`, guided by `teacher` through `method`; the student is left with the weights of the last epoch.
 
     Args:
+        student, teacher: classifiers, or any nn.Module from images to logits; that one takes images as they come.
         method: a distillation method of `kdnb.methods`, already bound; None: cross-entropy on the labels.
         teacher: never updated, in eval mode while it is asked; needed if the method says so.
         seed: of the order, the augmentation and the global random state.
@@ -72,6 +75,7 @@ def fit(
     """
     method = method or methods.build("ce")
     _check_fit(student, train, method, teacher, recipe)
+    student, teacher = _with_features(train, train.device, student, teacher)
     trainer = _Trainer(student, teacher, method, recipe, train.device)
     steps_per_epoch = len(train) // recipe.batch_size + (len(train) % recipe.batch_size > 1)
     seed_everything(seed)
@@ -224,6 +228,15 @@ def _check_labels(labels: Tensor | None, student: nn.Module) -> None:
         raise InputError(
             f"the student tells {classes} classes apart, 0 to {classes - 1}; the labels go from {low} to {high}"
         )
+
+
+def _with_features(train: Split, device: torch.device, *models: nn.Module | None) -> list[nn.Module | None]:
+    """Networks that are not ours are wrapped, after the first image."""
+    foreign = [model for model in models if model is not None and not isinstance(model, Classifier)]
+    if not foreign:
+        return list(models)
+    shape = next(train.batches(1))[0].shape[1:]
+    return [as_classifier(model.to(device), shape) if model in foreign else model for model in models]
 
 
 def _check_layout(student: nn.Module, recipe: Recipe, device: torch.device) -> None:

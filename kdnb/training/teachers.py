@@ -1,13 +1,21 @@
 """Trained classifiers from the artifact cache: teachers, judges and students are trained once for each recipe, and then read."""
 
+import copy
 import dataclasses
+import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
+from kdnb.data import DATASETS
 from kdnb.data.tensors import Dataset, Split
-from kdnb.models import build
+from kdnb.errors import InputError
+from kdnb.models import build, identity
+from kdnb.models.base import Classifier
+from kdnb.models.names import parse_foreign
+from kdnb.models.taps import wrap
 from kdnb.randomness import seed_everything
 from kdnb.storage.cache import artifact
 from kdnb.storage.checkpoints import state_hash
@@ -39,7 +47,7 @@ def teacher_recipe(data: Dataset, **changes) -> Recipe:
 
     With other `epochs` the milestones keep their share of the training, so that the rate always falls.
     """
-    recipe = TEACHER_RECIPES.get(data.name, _CIFAR_SCRATCH)
+    recipe = TEACHER_RECIPES.get(data.name, _CIFAR_SCRATCH if data.name in DATASETS else _ONE_CYCLE)
     if "epochs" in changes:
         moved = {round(milestone * changes["epochs"] / recipe.epochs) for milestone in recipe.milestones}
         changes = {"milestones": tuple(sorted(one for one in moved if 0 < one < changes["epochs"]))} | changes
@@ -59,10 +67,44 @@ class Trained:
         return self.history[-1]["top1"]
 
 
-def fresh(model: str, data: Dataset, seed: int) -> nn.Module:
-    """An untrained classifier for a data set, on its device; its weights depend on the seed alone."""
+Model = (
+    str | nn.Module | Callable[[], nn.Module]
+)  # a name; a network; or what makes one, for fresh weights at every seed
+
+
+def classifier(model: Model, data: Dataset) -> nn.Module:
+    """A classifier for a data set, on its device.
+
+    Args:
+        model: a name for `kdnb.models.build`; a module, of which a copy is taken; or a function without arguments that returns one.
+            What is not of `kdnb` is wrapped, and gets images standardised with the data set's mean and std, as a named model does.
+    """
+    if isinstance(model, str):
+        return build(model, **data.normalization, image_size=data.image_size).to(data.test.device)
+    made = copy.deepcopy(model) if isinstance(model, nn.Module) else model()
+    if not isinstance(made, nn.Module):
+        raise InputError(f"a model is a name, an nn.Module, or a function that returns one, got {type(made).__name__}")
+    if not isinstance(made, Classifier):
+        made = wrap(made, data.image_shape, mean=data.spec.mean, std=data.spec.std)
+    return made.to(data.test.device)
+
+
+def fresh(model: Model, data: Dataset, seed: int) -> nn.Module:
+    """An untrained classifier for a data set, on its device; weights that are drawn depend on the seed alone."""
     seed_everything(seed)
-    return build(model, **data.normalization).to(data.test.device)
+    return classifier(model, data)
+
+
+def given(model: nn.Module, data: Dataset) -> Trained:
+    """A trained network that the caller holds, as a teacher; its accuracy is measured here."""
+    net = classifier(model, data).eval()
+    return Trained(net, [{"epoch": 0} | evaluate(net, data.test)], state_hash(net.plain.state_dict()))
+
+
+def _hash(model: str, state: dict) -> str:
+    """The identity of weights; those of a foreign network say nothing without its code, so that is hashed as well."""
+    digest = state_hash(state)
+    return hashlib.sha256(f"{identity(model)} {digest}".encode()).hexdigest()[:16] if parse_foreign(model) else digest
 
 
 def train_or_load(
@@ -71,12 +113,12 @@ def train_or_load(
     """A classifier trained on one split of a data set, or the one an identical recipe gave before.
 
     Args:
-        model: name of `kdnb.models.MODELS`.
+        model: a name for `kdnb.models.build`.
         split: "private" (the teacher's), "judge" (the public images with labels, for evaluation only) or "train" (both).
     """
     part: Split = getattr(data, split)
     key = {
-        "model": model,
+        "model": identity(model),
         "dataset": data.name,
         "image_size": data.image_size,
         "split": split,
@@ -99,9 +141,9 @@ def train_or_load(
         return {"model": net.state_dict(), "history": found.history}
 
     state = artifact("classifier", key, make)
-    net = build(model, **data.normalization)
+    net = classifier(model, data)
     net.load_state_dict(state["model"])
-    return Trained(net.to(part.device).eval(), state["history"], state_hash(state["model"]))
+    return Trained(net.to(part.device).eval(), state["history"], _hash(model, net.plain.state_dict()))
 
 
 def teacher_for(
@@ -123,6 +165,6 @@ def teacher_for(
     if not checkpoint:
         recipe = teacher_recipe(data, **{"epochs": epochs} if epochs else {})
         return train_or_load(name, data, recipe, seed=seed, split=split, description=description)
-    model, digest = load_classifier(Path(checkpoint), name, **data.normalization)
+    model = load_classifier(Path(checkpoint), name, **data.normalization, image_size=data.image_size).model
     model = model.to(data.test.device)
-    return Trained(model, [{"epoch": 0} | evaluate(model, data.test)], digest)
+    return Trained(model, [{"epoch": 0} | evaluate(model, data.test)], _hash(name, model.plain.state_dict()))

@@ -106,9 +106,18 @@ def test_unknown_names_are_refused_with_the_nearest_one(layers, names, message):
         FeatureTap(Small(), layers, **names)
 
 
-def test_a_network_without_linear_layers_is_refused():
-    with pytest.raises(InputError, match="no nn.Linear"):
-        FeatureTap(nn.Sequential(nn.Conv2d(3, 4, 1)), ["0"])
+def test_a_network_without_linear_layers_has_no_head_and_its_pooled_features_are_the_mean_of_its_map():
+    tap = FeatureTap(nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()), ["0"])
+    features = tap(IMAGES, return_features=True)
+    assert tap.head is None
+    torch.testing.assert_close(features.pooled, features.logits)
+
+
+def test_a_pooled_vector_can_stand_in_for_the_final_map():
+    tap = wrapped(final="pooled")
+    features = tap(IMAGES, return_features=True)
+    assert features.final_map.shape == (2, 6, 1, 1)
+    assert torch.equal(tap.head(features.final_map.mean((2, 3))), features.logits)
 
 
 def test_a_layer_that_returns_several_tensors_is_refused():

@@ -308,20 +308,18 @@ def _check_teachers(values: Parameters) -> None:
     A network of some classes only (`num_known`) has another number of them.
     """
     first, second = values.get("dataset"), values.get("next_dataset") or values.get("dataset")
-    given = [(values.get("teacher"), values.get("teacher_checkpoint"), first)]
-    given += [(values.get("next_teacher"), values.get("next_teacher_checkpoint"), second)]
-    given += [
-        (name, path, first)
-        for name, path in zip(values.get("teachers", []), values.get("teacher_checkpoints", []), strict=False)
+    several = zip(values.get("teachers", []), values.get("teacher_checkpoints", []), strict=False)
+    given = [
+        ("teacher_checkpoint", values.get("teacher"), values.get("teacher_checkpoint"), first),
+        ("next_teacher_checkpoint", values.get("next_teacher"), values.get("next_teacher_checkpoint"), second),
+        *(("teacher_checkpoints", model, path, first) for model, path in several),
     ]
-    for model, path, dataset in given:
-        if not path:
-            continue
-        count = class_count(dataset) if dataset and "num_known" not in values else None
+    for name, model, path, dataset in given:
+        if path and not Path(path).is_file():
+            raise InputError(f"{name} {Path(path).name} does not exist or is no file")
+        count = class_count(dataset) if path and dataset and "num_known" not in values else None
         if count is not None and not parse_foreign(model or ""):
             check_classes(Path(path), count, dataset)
-        elif not Path(path).is_file():
-            raise InputError(f"checkpoint {Path(path).name} does not exist or is no file")
 
 
 def _check_outside(values: Parameters) -> None:

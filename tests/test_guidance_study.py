@@ -8,7 +8,14 @@ import torch
 from kdnb.data import load
 from kdnb.data.domains import PriorDomain
 from kdnb.datafree import OnlineConfig
-from kdnb.guidance_study import Networks, guidance_rules, guided_student, mean_and_spread, without_each_part
+from kdnb.guidance_study import (
+    Networks,
+    guidance_rules,
+    guided_student,
+    mean_and_spread,
+    paired_rows,
+    without_each_part,
+)
 from kdnb.models import build
 from kdnb.samplers.cadr import SEPARATE
 from tests.test_datafree import FloatPrior
@@ -62,3 +69,16 @@ def test_mean_and_spread_by_hand():
     table = mean_and_spread(rows)
     assert table["same", "CADR"] == (pytest.approx(0.6), pytest.approx(0.02**0.5), 2)
     assert table["same", "noise"] == (0.1, 0.0, 1)
+
+
+def test_pairs_are_the_seeds_that_both_rules_ran_with():
+    runs = [(0, "separate"), (1, "separate"), (2, "separate"), (2, "CADR"), (1, "CADR"), (3, "CADR")]
+    rows = [{"domain": "mixed", "rule": rule, "seed": seed, "top1": seed / 10} for seed, rule in runs]
+    rows.append({"domain": "same", "rule": "CADR", "seed": 0, "top1": 0.9})
+    found = paired_rows(rows, "mixed", "separate", "CADR")
+    assert [(row["setting"], row["seed"]) for row in found] == [
+        ("separate", 1),
+        ("separate", 2),
+        ("CADR", 1),
+        ("CADR", 2),
+    ]

@@ -167,8 +167,10 @@ class Guidance:
 
     One teacher forward gives the logits of the gate, the label loss and the batch-norm statistics, which are those of the batch that
     the sampler denoises together. The joint rule needs one backward pass by the images; the separate rule needs two, since a backward
-    pass is linear and yields one sum, while both lengths are asked for. (One pass over stacked cotangents gives the same numbers; on a
-    CPU it took as long as two.) Further views add one forward and one backward each. Nothing here waits for the device.
+    pass is linear and yields one sum, while both lengths are asked for. (One pass over stacked cotangents gives the same numbers; with
+    ResNet-8 on a CPU core it took 100 ms where two took 83.) Further views add one forward and one backward each. Every sample goes
+    backward, those with a closed gate too: sorting them out cost more than it saved (1.33 s against 1.11 s for 50 images), and asked
+    the device to wait.
     """
 
     def __init__(self, teacher: nn.Module, config: GuidanceConfig):

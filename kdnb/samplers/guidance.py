@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kdnb.data.augmentation import BLACK
+
 
 def entropy_gate(
     uncertainty: Tensor, lambda_max: float = 1.5, threshold: float = 0.4, sharpness: float = 10.0
@@ -93,7 +95,7 @@ def shifted_views(images: Tensor, views: int, shift: int, noise: float, generato
         view_v(x)[i, j] = x[i + dy_v, j + dx_v] + s z,   dy, dx ~ U{-shift..shift},  z ~ N(0, 1)
 
     Args:
-        images: (B, C, H, W); borders are repeated outwards.
+        images: (B, C, H, W); black moves in, as in the crops that teachers are trained with.
         views: number of views V. One shift a view serves the whole batch, so a view is one slice.
         shift: largest shift, pixels. noise: s, in pixel units of [-1, 1].
         generators: of the shifts, on the CPU (no device is asked to wait), and of the noise, on the images' device.
@@ -103,7 +105,7 @@ def shifted_views(images: Tensor, views: int, shift: int, noise: float, generato
     Source: Athalye et al., ICML 2018 (expectation over transformations).
     """
     H, W = images.shape[-2:]
-    padded = F.pad(images, (shift,) * 4, mode="replicate")
+    padded = F.pad(images, (shift,) * 4, value=BLACK)
     corners = torch.randint(2 * shift + 1, (views, 2), generator=generators[0]).tolist()
     moved = torch.cat([padded[..., top : top + H, left : left + W] for top, left in corners])
     return moved + noise * torch.randn(moved.shape, generator=generators[1], device=images.device, dtype=images.dtype)

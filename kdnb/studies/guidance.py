@@ -164,3 +164,13 @@ def mean_and_spread(rows: Sequence[Mapping], metric: str = "top1") -> dict[tuple
         squares = sum((value - mean) ** 2 for value in values)
         table[key] = mean, (squares / max(1, len(values) - 1)) ** 0.5, len(values)
     return table
+
+
+def paired_rows(rows: Sequence[Mapping], domain: str, rule: str, baseline: str) -> list[dict]:
+    """The rows of two rules in a domain, for the seeds that both ran with, as `kdnb.comparison.paired_difference` takes them."""
+    found = {
+        name: {row["seed"]: row for row in rows if row["domain"] == domain and row["rule"] == name}
+        for name in (rule, baseline)
+    }
+    seeds = found[rule].keys() & found[baseline].keys()
+    return [{"setting": name, **found[name][seed]} for name in (rule, baseline) for seed in sorted(seeds)]

@@ -112,10 +112,10 @@ def generators():
     return torch.Generator().manual_seed(3), torch.Generator().manual_seed(4)
 
 
-def test_views_are_whole_pixel_shifts_with_repeated_borders():
+def test_views_are_whole_pixel_shifts_with_black_moving_in():
     image = torch.arange(9.0, dtype=torch.float64).view(1, 1, 3, 3)
     found = shifted_views(image, views=20, shift=1, noise=0.0, generators=generators())
-    padded = F.pad(image, (1, 1, 1, 1), mode="replicate")[0, 0]
+    padded = F.pad(image, (1, 1, 1, 1), value=-1.0)[0, 0]
     allowed = [padded[top : top + 3, left : left + 3] for top in range(3) for left in range(3)]
     seen = {next(i for i, view in enumerate(allowed) if torch.equal(view, one)) for one in found[:, 0]}
     assert found.shape == (20, 1, 3, 3) and len(seen) > 4

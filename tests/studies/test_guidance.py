@@ -10,7 +10,14 @@ from kdnb.data.domains import PriorDomain
 from kdnb.models import build
 from kdnb.samplers.cadr import SEPARATE
 from kdnb.studies.fast_ad import OnlineConfig
-from kdnb.studies.guidance import Networks, guidance_rules, guided_student, mean_and_spread, without_each_part
+from kdnb.studies.guidance import (
+    Networks,
+    guidance_rules,
+    guided_student,
+    mean_and_spread,
+    paired_rows,
+    without_each_part,
+)
 from tests.studies.test_fast_ad import FloatPrior
 
 ONLINE = OnlineConfig(epochs=2, images_per_epoch=10, student_steps=1, batch_size=8, buffer_size=20, balanced=True)
@@ -62,3 +69,16 @@ def test_mean_and_spread_by_hand():
     table = mean_and_spread(rows)
     assert table["same", "CADR"] == (pytest.approx(0.6), pytest.approx(0.02**0.5), 2)
     assert table["same", "noise"] == (0.1, 0.0, 1)
+
+
+def test_pairs_are_the_seeds_that_both_rules_ran_with():
+    runs = [(0, "separate"), (1, "separate"), (2, "separate"), (2, "CADR"), (1, "CADR"), (3, "CADR")]
+    rows = [{"domain": "mixed", "rule": rule, "seed": seed, "top1": seed / 10} for seed, rule in runs]
+    rows.append({"domain": "same", "rule": "CADR", "seed": 0, "top1": 0.9})
+    found = paired_rows(rows, "mixed", "separate", "CADR")
+    assert [(row["setting"], row["seed"]) for row in found] == [
+        ("separate", 1),
+        ("separate", 2),
+        ("CADR", 1),
+        ("CADR", 2),
+    ]

@@ -1,8 +1,9 @@
 """Whole data sets as device tensors: reading, scaling to [-1, 1], splitting."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -129,12 +130,12 @@ class Dataset:
 # --- loading -------------------------------------------------------------------------------------------------------------------
 
 
-def _digits() -> tuple[np.ndarray, np.ndarray]:
+def _digits(_: Path | None) -> list[tuple[np.ndarray, np.ndarray]]:
     """scikit-learn's 1797 scans, 8x8, values 0..16."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    return bunch.images[:, None].astype(np.float32) / 16, bunch.target.astype(np.int64)
+    return [(bunch.images[:, None].astype(np.float32) / 16, bunch.target.astype(np.int64))]
 
 
 def _download(name: str) -> None:
@@ -196,6 +197,15 @@ def _cifar(folder: Path, name: str) -> list[tuple[np.ndarray, np.ndarray]]:
     return parts
 
 
+# (folder of the files; None where the data come with a package) -> one or two pairs: images (N, C, H, W) in [0, 1], labels (N,)
+READERS: dict[str, Callable[[Path | None], list[tuple[np.ndarray, np.ndarray]]]] = {
+    "digits": _digits,
+    "fashion_mnist": _fashion,
+    "cifar10": partial(_cifar, name="cifar10"),
+    "cifar100": partial(_cifar, name="cifar100"),
+}
+
+
 def _resize(images: Tensor, size: int) -> Tensor:
     """To size x size: bilinear upwards (digits), area average downwards after padding to a multiple (28 -> 32 -> 16)."""
     H = images.shape[-1]
@@ -228,12 +238,7 @@ def load_dataset(
     digits is split here: a permutation drawn from `split_seed` gives test (500), private (600), public (the rest). The others keep
     their published test set; the published training set is permuted and its first part is private, the rest public.
     """
-    if name == "digits":
-        arrays = [_digits()]
-    elif name == "fashion_mnist":
-        arrays = _fashion(_folder(name, download))
-    else:
-        arrays = _cifar(_folder(name, download), name)
+    arrays = READERS[name](None if spec.embedded else _folder(name, download))
     parts = []
     for values, targets in arrays:
         images, labels = torch.from_numpy(np.ascontiguousarray(values)), torch.from_numpy(targets)

@@ -396,13 +396,14 @@ def grouped_bars(
     *,
     n: int | Mapping[str, int] | None = None,
     ylim: tuple | None = None,
+    reference: Mapping[str, float] | None = None,
 ):
     """`table[group][series]`: one cluster of bars (or dots) per group, one colour per series.
 
     Args:
         n: images behind a fraction, or by series; a series without has no interval. Others as in `bars`.
     """
-    return _comparison(table, ylabel, title, size, n, ylim)
+    return _comparison(table, ylabel, title, size, n, ylim, reference)
 
 
 @_styled

@@ -34,6 +34,41 @@ def guidance_rules(eta: float = 1.0, separate: GuidanceConfig = SEPARATE) -> dic
     }
 
 
+def guidance_from(values: Mapping) -> GuidanceConfig:
+    """The rule that a notebook's parameters describe: `rule`, `gate`, `lambda_max`, `eta`, `entropy_threshold`, `sharpness`, `xi`,
+    `ce_weight`, `bn_weight`, `squared_norms`, `views`."""
+    renamed = {"threshold": "entropy_threshold", "bn_squared": "squared_norms"}
+    names = (
+        "rule",
+        "gate",
+        "lambda_max",
+        "eta",
+        "threshold",
+        "sharpness",
+        "xi",
+        "ce_weight",
+        "bn_weight",
+        "bn_squared",
+        "views",
+    )
+    return GuidanceConfig(**{name: values[renamed.get(name, name)] for name in names})
+
+
+def compared_rules(own: GuidanceConfig) -> dict[str, GuidanceConfig | None]:
+    """The four rules of `guidance_rules` around one's own, which is "CADR" or "separate" by its `rule`.
+
+    Beside one's own separate rule, CADR has its published strength and weights, and shares eta, the entropy gate's constants, xi and
+    the norms; beside one's own CADR, the separate rule is `SEPARATE`.
+    """
+    if own.rule == "joint":
+        cadr, separate = own, SEPARATE
+    else:
+        shared = ("eta", "threshold", "sharpness", "xi", "bn_squared")
+        cadr, separate = GuidanceConfig(**{name: getattr(own, name) for name in shared}), own
+    constant = dataclasses.replace(cadr, gate="constant")
+    return guidance_rules(own.eta, separate) | {"CADR": cadr, "constant": constant}
+
+
 def without_each_part(full: GuidanceConfig) -> dict[str, GuidanceConfig]:
     """The separate rule, and the same with one of its parts switched off or replaced by CADR's, by name."""
     changes: dict[str, dict] = {

@@ -73,19 +73,25 @@ def feature_map(teacher: nn.Module, sources: Mapping[str, Tensor], reference: st
     return {name: (found - centre) @ (axes * signs).T for name, found in features.items()}
 
 
-def sort_by_confidence(teacher: nn.Module, split: Split) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
-    """The surest first: `right` and `wrong` predictions of a labelled split, each as (images, predicted classes, confidences)."""
+def sort_by_confidence(teacher: nn.Module, split: Split) -> dict[str, tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """The surest first: `right` and `wrong` predictions of a labelled split, each as (images, predictions, confidences, true classes)."""
     logits = predict_logits(teacher, split.images)
     confidence, predicted = logits.softmax(dim=1).max(dim=1)
     order = confidence.argsort(descending=True, stable=True)
     right = (predicted == split.labels)[order]
     chosen = {"right": order[right], "wrong": order[~right]}
-    return {name: (split.images[indices], predicted[indices], confidence[indices]) for name, indices in chosen.items()}
+    found = (split.images, predicted, confidence, split.labels)
+    return {name: tuple(part[indices] for part in found) for name, indices in chosen.items()}
 
 
 def titles(names: list[str], predicted: Tensor, confidence: Tensor) -> list[str]:
     """`name confidence` for a gallery, as in "7 0.99"."""
     return [f"{names[label]} {value:.2f}" for label, value in zip(predicted.tolist(), confidence.tolist(), strict=True)]
+
+
+def verdicts(predicted: Tensor, labels: Tensor) -> list[str]:
+    """Frames for `kdnb.plots`: whether each prediction is the class that it should be, "agree" or "disagree"."""
+    return ["agree" if same else "disagree" for same in (predicted == labels).tolist()]
 
 
 def behaviour_sources(

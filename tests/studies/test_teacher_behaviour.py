@@ -15,6 +15,7 @@ from kdnb.studies.teacher_behaviour import (
     feature_map,
     sort_by_confidence,
     titles,
+    verdicts,
 )
 
 
@@ -79,7 +80,11 @@ def test_predictions_are_sorted_with_the_surest_first():
     found = sort_by_confidence(Brightness(), split)
     assert found["right"][0][:, 0, 0, 0].tolist() == pytest.approx([-0.9, 0.1])
     assert found["wrong"][0][:, 0, 0, 0].tolist() == pytest.approx([0.8, -0.3]) and found["wrong"][1].tolist() == [1, 0]
-    assert titles(["a", "b"], *found["wrong"][1:])[0] == "b 0.83"
+    assert titles(["a", "b"], *found["wrong"][1:3])[0] == "b 0.83"
+    assert {kind: verdicts(said, true) for kind, (_, said, _, true) in found.items()} == {
+        "right": ["agree"] * 2,
+        "wrong": ["disagree"] * 2,
+    }
 
 
 def test_pictures_on_disk_are_read_up_to_the_number_of_samples(tmp_path):

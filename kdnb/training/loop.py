@@ -24,7 +24,7 @@ from kdnb.models.frozen import batch_statistics
 from kdnb.models.taps import as_classifier
 from kdnb.progress import progress
 from kdnb.randomness import generator_for, seed_everything
-from kdnb.rehearsal import cut
+from kdnb.rehearsal import cut, rehearsing
 from kdnb.training.evaluation import evaluate
 from kdnb.training.recipe import DTYPES, MEMORY_FORMATS, Recipe, learning_rate
 from kdnb.training.resume import Resumable, stop_if_not_finite
@@ -104,7 +104,8 @@ def fit(
         check()
         row = {"epoch": epoch + 1, "lr": learning_rate(recipe, (epoch + 1) * steps_per_epoch - 1, steps_per_epoch)}
         row |= {f"train_{name}": (total / steps_per_epoch).item() for name, total in _terms(work["sums"]).items()}
-        if (epoch + 1) % recipe.eval_every == 0 or epoch + 1 == recipe.epochs:
+        last = epoch + 1 == recipe.epochs or rehearsing()  # a rehearsal may stop after its first epoch
+        if last or (epoch + 1) % recipe.eval_every == 0:
             row |= trainer.evaluate(test)
         history.append(row)
         work["sums"] = {}

@@ -501,7 +501,8 @@ def _milestones(values: Mapping) -> str | None:
 
 def _layout(values: Mapping) -> str | None:
     """torch on a CPU kills the process in the backward pass of a narrow 1 x 1 convolution with stride in channels_last."""
-    layout = values.get("layout") or (group(values, "training").get("layout") if "training" in values else None)
+    further = group(values, "training") if "training" in values else {}
+    layout = further.get("layout", values.get("layout"))
     if layout != "channels_last" or values.get("device") != "cpu":
         return None
     narrow = [values[name] for name in ("student", "model") if name in values and _is_narrow(values[name])]

@@ -598,7 +598,7 @@ def confusion(matrix: Tensor, names: Sequence[str], title: str = ""):
 def heatmaps(
     matrices: Mapping[str, Tensor], xlabel: str, ylabel: str, rows: Sequence[str], columns: Sequence[str], label: str
 ):
-    """Matrices side by side on one colour scale; up to 8 columns also as numbers.
+    """Matrices side by side on one colour scale; up to 8 columns also as numbers, over 20 rows or columns without all their names.
 
     Args:
         matrices: (R, C) by title. rows, columns: R and C names. label: of the scale.
@@ -611,7 +611,8 @@ def heatmaps(
     for axis, (title, matrix) in zip(axes[0], matrices.items(), strict=True):
         axis.grid(False)
         numbers = {"annot": len(columns) <= 8, "fmt": ".2f", "annot_kws": {"fontsize": 7}}
-        ticks = {"xticklabels": list(columns), "yticklabels": list(rows)}
+        shown = [list(names) if len(names) <= 20 else "auto" for names in (columns, rows)]
+        ticks = dict(zip(("xticklabels", "yticklabels"), shown, strict=True))
         scale = {"vmin": low, "vmax": high, "cmap": "Blues", "cbar": False}
         sns.heatmap(matrix.cpu().numpy(), **numbers, **ticks, **scale, square=True, ax=axis)
         axis.set(title=title, xlabel=xlabel)
@@ -725,4 +726,31 @@ def scatter(
             handle.set_alpha(1)
         if count > len(groups):
             legend.set_title(f"{count} points")
+    return figure
+
+
+@_styled
+def class_maps(maps: Mapping[str, Tensor], labels: Tensor, names: Sequence[str], marked: int | None = None):
+    """Maps of the same images side by side, coloured by class; classes after the tenth are grey dots.
+
+    Args:
+        maps: (N, 2) by title, without units. labels: (N,). names: K classes. marked: a class drawn in black, above the others.
+    """
+    figure, axes = plt.subplots(1, len(maps), figsize=(2.45 * len(maps), 2.7), squeeze=False)
+    classes = labels.cpu().numpy()
+    found = [int(index) for index in np.unique(classes) if index != marked]
+    for axis, (title, points) in zip(axes[0], maps.items(), strict=True):
+        x, y = points.cpu().numpy().T
+        for place, index in enumerate(found):
+            look = _look(place) if place < 10 else {"color": "0.8", "marker": "."}
+            look = {"color": look["color"], "marker": look["marker"], "label": names[index] if place < 10 else None}
+            of_class = classes == index
+            axis.scatter(x[of_class], y[of_class], s=8, alpha=0.6, linewidth=0, **look)
+        if marked is not None:
+            of_class = classes == marked
+            axis.scatter(x[of_class], y[of_class], s=14, color="black", marker="x", linewidth=0.9, label=names[marked])
+        axis.set(title=title, xticks=[], yticks=[])
+        axis.grid(False)
+    legend = axes[0, -1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=1.5, fontsize=8)
+    legend.set_title(f"class\n({len(classes)} images)")
     return figure

@@ -375,6 +375,10 @@ def test_settings_of_a_group_are_fields_of_what_they_are_for():
         ({"modes": ["anew", "reuse_fix"], "epochs": 2, "warmup": 20}, "epochs must be above warmup"),
         ({"student": "resnet8w4", "device": "cpu", "layout": "channels_last"}, "layout must be contiguous.*resnet8w4"),
         ({"model": "resnet8w4", "device": "cpu", "training": "layout:channels_last"}, "layout must be contiguous"),
+        (
+            {"student": "resnet8w4", "device": "cpu", "layout": "contiguous", "training": "layout:channels_last"},
+            "layout must be contiguous",
+        ),
         ({"widths_first": [4, 16], "device": "cpu", "training": "layout:channels_last"}, "the search space has stages"),
         (
             {"dataset": "digits", "next_dataset": "cifar10"},

@@ -171,6 +171,19 @@ def test_matrices_share_a_scale_and_say_their_numbers():
     assert [text.get_text() for text in axes[1].texts] == ["0.50", "0.00", "0.00", "0.50"]
 
 
+def test_maps_of_classes_mark_one_class_and_leave_the_eleventh_grey():
+    labels = torch.arange(12).repeat(2)
+    points = torch.stack([labels, -labels], dim=1).float()
+    names = [f"class {label}" for label in range(12)]
+    axes = plots.class_maps({"teacher": points, "student": 2 * points}, labels, names, marked=3).axes
+    assert [axis.get_title() for axis in axes] == ["teacher", "student"]
+    assert [len(group.get_offsets()) for group in axes[1].collections] == [2] * 12
+    assert [list(point) for point in axes[1].collections[-1].get_offsets()] == [[6, -6], [6, -6]]
+    shown = [text.get_text() for text in axes[1].get_legend().get_texts()]
+    assert shown == [name for name in names[:11] if name != "class 3"] + ["class 3"]
+    assert axes[1].collections[10].get_facecolor()[0][:3].tolist() == [0.8, 0.8, 0.8]
+
+
 def test_bands_are_means_over_their_range_and_more_series_than_colours_are_drawn():
     rows = [{"flips": at, "mean": 0.5 * at, "low": 0.0, "high": at} for at in (0, 1, 2)]
     axis = plots.bands(

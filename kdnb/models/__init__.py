@@ -12,12 +12,13 @@ __all__ = ["ALIASES", "MODELS", "ModelSpec", "build", "find", "identity", "known
 
 
 class ModelSpec(NamedTuple):
-    """Where a model is made: `kdnb.models.<module>.<factory>(num_classes, in_channels, **kwargs)`."""
+    """Where a model is made: `kdnb.models.<module>.<factory>(num_classes, in_channels, **kwargs)`; `cub`: then given a CUB-200 stem."""
 
     module: str
     factory: str
     kwargs: dict
     description: str
+    cub: bool = False
 
 
 def _cifar_resnet(depth: int, widths: tuple) -> ModelSpec:
@@ -86,6 +87,30 @@ MODELS: dict[str, ModelSpec] = {
     "mobilenetv1": ModelSpec("mobilenetv1", "MobileNetV1", {}, "MobileNetV1, ImageNet stem"),
 }
 
+# networks for small images under the suffix `_cub`, with a stem for the 224x224 photographs of CUB-200 (`kdnb.models.stems`)
+_CUB = "_cub"
+_SMALL_STEMS = ("ResNet", "WideResNet", "VGG", "MobileNetV2", "ShuffleNetV1", "ShuffleNetV2")  # and the stem "cifar"
+
+
+def _for_cub(name: str) -> ModelSpec:
+    spec = MODELS[name] if name in MODELS else _wrn_named(name)
+    if spec.factory not in _SMALL_STEMS and spec.kwargs.get("stem") != "cifar":
+        raise InputError(
+            f"{name} has a stem for large images already; only networks for small images can be named {name}{_CUB}"
+        )
+    return spec._replace(description=f"{spec.description.removesuffix(' for 32x32 images')}, CUB-200 stem", cub=True)
+
+
+def _wrn_named(name: str) -> ModelSpec:
+    match = re.fullmatch(r"wrn_?(\d+)_(\d+)", name)
+    return _wrn(int(match[1]), int(match[2])) if match else MODELS[check_name("model", name, MODELS)]
+
+
+MODELS |= {
+    f"{name}{_CUB}": _for_cub(name)
+    for name in ("resnet8x4", "resnet32x4", "resnet50", "vgg8", "vgg13", "shufflenetv1", "mobilenetv2")
+}
+
 ALIASES = {  # spellings of the public repositories, lower case
     "shufflev1": "shufflenetv1",
     "shufflev2": "shufflenetv2",
@@ -102,16 +127,18 @@ def find(name: str) -> ModelSpec:
     """The specification of a model.
 
     Case, hyphens and the spellings of the public repositories don't matter; `wrn_D_W` works for every depth 6n + 4 and width. `resnet18`
-    to `resnet152` have the stem for small images; the original ones are `resnet18_imagenet` and so on.
+    to `resnet152` have the stem for small images; the original ones are `resnet18_imagenet` and so on. A network for small images is
+    given the stem of CUB-200 by the suffix `_cub` (`kdnb.models.stems`).
 
     >>> find("WRN-22-4").kwargs
     {'depth': 22, 'width': 4}
     """
     key = str(name).lower().replace("-", "_")
-    key = ALIASES.get(key, key)
-    if key not in MODELS and (match := re.fullmatch(r"wrn_?(\d+)_(\d+)", key)):
-        return _wrn(int(match[1]), int(match[2]))
-    return MODELS[key] if key in MODELS else MODELS[check_name("model", name, MODELS)]
+    base = key.removesuffix(_CUB)
+    base = ALIASES.get(base, base)
+    if key.endswith(_CUB):
+        return MODELS.get(base + _CUB) or _for_cub(base)
+    return MODELS[base] if base in MODELS else _wrn_named(base)
 
 
 def known(name: str) -> str:
@@ -138,7 +165,8 @@ def build(
     """Make a classifier with fresh weights.
 
     Args:
-        name: a name of `MODELS`, an alias, or `wrn_D_W`; `timm:NAME`, `torchvision:NAME` or `FILE.py:function` (`kdnb.models.names`).
+        name: a name of `MODELS`, an alias, `wrn_D_W`, or one of these with `_cub`; `timm:NAME`, `torchvision:NAME` or
+            `FILE.py:function` (`kdnb.models.names`).
         num_classes: K >= 2.
         in_channels: image channels, >= 1.
         mean, std: per channel, in units of the [0, 1] range; both or neither. With them the network maps its input from [-1, 1] to
@@ -149,7 +177,8 @@ def build(
     Returns:
         A `kdnb.models.base.Classifier`: `model(x)` gives logits (B, K), `model(x, return_features=True)` gives `Features`.
     Raises:
-        InputError: unknown name, num_classes < 2, in_channels < 1, only one of mean and std, or their length is not in_channels.
+        InputError: unknown name, `_cub` after a network for large images, num_classes < 2, in_channels < 1, only one of mean and std,
+            or their length is not in_channels.
     """
     foreign = parse_foreign(name)
     spec = None if foreign else find(name)
@@ -167,6 +196,10 @@ def build(
         return build_foreign(foreign, num_classes, in_channels, image_size, mean, std, **kwargs)
     module = importlib.import_module(f"kdnb.models.{spec.module}")
     model = getattr(module, spec.factory)(num_classes=num_classes, in_channels=in_channels, **spec.kwargs | kwargs)
+    if spec.cub:
+        from kdnb.models.stems import replace_stem
+
+        replace_stem(model)
     if mean is not None:
         from kdnb.models.base import Normalize
 

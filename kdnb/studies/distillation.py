@@ -111,14 +111,73 @@ def compare(
     return rows
 
 
+_AT_ONCE = 100  # images in a forward pass that keeps its maps: those of 224 pixels are large
+
+
 @torch.inference_mode()
 def look(model: nn.Module, images: Tensor, scales: Sequence[int]) -> tuple[Tensor, Tensor]:
     """What a network says about images (B, K) and about their regions (B, K, M), by its own classifier (`kdnb.losses.region_logits`)."""
-    features = model(images, return_features=True)
-    if not isinstance(model.head, nn.Linear):  # nothing to apply to regions: each says what the image says
-        return features.logits.clone(), features.logits[:, :, None].repeat(1, 1, sum(scale**2 for scale in scales))
-    regions = region_logits(features.final_map, model.head.weight, model.head.bias, scales)
-    return features.logits.clone(), regions.clone()
+    logits, regions = [], []
+    for part in images.split(_AT_ONCE):
+        features = model(part, return_features=True)
+        logits.append(features.logits)
+        if isinstance(model.head, nn.Linear):
+            regions.append(region_logits(features.final_map, model.head.weight, model.head.bias, scales))
+        else:  # nothing to apply to regions: each says what the image says
+            regions.append(features.logits[:, :, None].repeat(1, 1, sum(scale**2 for scale in scales)))
+    return torch.cat(logits), torch.cat(regions)
+
+
+@torch.inference_mode()
+def pooled_features(model: nn.Module, images: Tensor) -> Tensor:
+    """What enters a network's classifier, (B, D)."""
+    return torch.cat([model(part, return_features=True).pooled for part in images.split(_AT_ONCE)])
+
+
+def tsne(features: Tensor, seed: int = 0) -> Tensor:
+    """A map of points in the plane that keeps neighbours together; distances between groups and axes mean nothing.
+
+    Args:
+        features: (N, D), N >= 3. seed: of the optimisation, which starts from the first two principal components.
+    Returns:
+        (N, 2) float32, on the CPU. The perplexity is 30, or (N - 1) / 3 where that is less.
+
+    Source: van der Maaten, Hinton, JMLR 2008; scikit-learn's implementation.
+    """
+    from sklearn.manifold import TSNE
+
+    values = features.detach().float().cpu().numpy()
+    made = TSNE(init="pca", perplexity=min(30.0, (len(values) - 1) / 3), random_state=seed, n_jobs=1)
+    return torch.from_numpy(made.fit_transform(values)).float()
+
+
+def same_class_neighbours(features: Tensor, labels: Tensor, count: int = 10) -> Tensor:
+    """The share of an image's nearest neighbours (Euclidean, itself excluded) that have its label.
+
+    Args:
+        features: (N, D). labels: (N,). count: of neighbours, at most N - 1 of them.
+    Returns:
+        (N,) in [0, 1].
+    """
+    distances = torch.cdist(features.double(), features.double())
+    distances.fill_diagonal_(math.inf)
+    nearest = distances.topk(min(count, len(features) - 1), largest=False).indices
+    return (labels[nearest] == labels[:, None]).double().mean(dim=1)
+
+
+def class_correlations(logits: Tensor) -> Tensor:
+    """Which classes rise and fall together: Pearson's correlation of the logits of each pair of classes over images.
+
+        C_kl = cov(z_k, z_l) / (s_k s_l)
+
+    Args:
+        logits: (N, K), N >= 2.
+    Returns:
+        (K, K) float64, symmetric with ones on the diagonal; 0 where a class's logit is the same for all images.
+
+    Source: Tian, Krishnan, Isola, ICLR 2020 (CRD), figure 2, compares teacher and student by the difference of these matrices.
+    """
+    return torch.corrcoef(logits.double().T).nan_to_num(0.0)
 
 
 @torch.inference_mode()

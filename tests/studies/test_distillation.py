@@ -46,6 +46,43 @@ def rows_of(values, setting="a"):
     return [{"setting": setting, "seed": seed, "top1": value} for seed, value in values.items()]
 
 
+# --- what networks hold ------------------------------------------------------------------------------------------------------
+
+
+def test_looking_in_parts_is_looking_at_all(data, teacher, monkeypatch):
+    images = data.test.images
+    logits, regions = distillation.look(teacher.model, images, [1, 2])
+    pooled = distillation.pooled_features(teacher.model, images)
+    monkeypatch.setattr(distillation, "_AT_ONCE", 7)
+    for found, whole in zip(distillation.look(teacher.model, images, [1, 2]), (logits, regions), strict=True):
+        torch.testing.assert_close(found, whole)
+    torch.testing.assert_close(distillation.pooled_features(teacher.model, images), pooled)
+    with torch.inference_mode():
+        torch.testing.assert_close(teacher.model.head(pooled), logits)
+
+
+def test_a_map_keeps_two_clouds_apart_and_depends_on_its_seed_alone():
+    features = torch.randn(40, 5, generator=torch.Generator().manual_seed(0))
+    features[20:] += 20
+    found = distillation.tsne(features, seed=1)
+    assert found.shape == (40, 2) and torch.equal(found, distillation.tsne(features, seed=1))
+    labels = torch.arange(40) // 20
+    assert distillation.same_class_neighbours(found, labels).eq(1).all()
+
+
+def test_neighbours_of_the_same_class_are_counted_without_the_image_itself():
+    features, labels = torch.tensor([[0.0], [1.0], [3.0], [3.5]]), torch.tensor([0, 1, 1, 0])
+    assert distillation.same_class_neighbours(features, labels, count=1).tolist() == [0, 0, 0, 0]
+    assert distillation.same_class_neighbours(features, labels, count=2).tolist() == [0, 0.5, 0.5, 0]
+    assert distillation.same_class_neighbours(features, labels).tolist() == pytest.approx([1 / 3] * 4)
+
+
+def test_class_correlations_are_pearsons_and_zero_for_a_constant():
+    logits = torch.tensor([[1.0, -2.0, 5.0], [2.0, -4.0, 5.0], [3.0, -6.0, 5.0]])
+    expected = [[1.0, -1.0, 0.0], [-1.0, 1.0, 0.0], [0.0, 0.0, 0.0]]
+    assert distillation.class_correlations(logits).tolist() == [pytest.approx(row) for row in expected]
+
+
 # --- training ------------------------------------------------------------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from typing import NamedTuple
 
@@ -62,6 +63,24 @@ def cut(items: Iterable, name: str, total: int | None = None, most: int = 2) -> 
         if most < 3:
             items = [items[0], items[-1]][:most] if len(items) > 1 else list(items)
     return _measured(items, name, total, most)
+
+
+@contextmanager
+def seldom(share: float) -> Iterator[None]:
+    """Around work that only a `share` of a loop's items does: a rehearsal, whose last item does it, reckons that share of its cost."""
+    if not rehearsing():
+        yield
+        return
+    frame, started = _Frame(), _now()
+    _frames.append(frame)
+    try:
+        yield
+    finally:
+        _frames.remove(frame)
+    spent = _now().plus(started, -1)
+    whole = spent.plus(frame.measured, -1).plus(frame.reckoned)
+    _frames[-1].measured = _frames[-1].measured.plus(spent)
+    _frames[-1].reckoned = _frames[-1].reckoned.plus(whole, share)
 
 
 def _measured(items: Iterable, name: str, total: int | None, most: int) -> Iterator:

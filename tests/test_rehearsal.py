@@ -52,6 +52,18 @@ def test_loops_in_loops_cost_what_all_of_their_steps_would(clock):
     assert line["measured"][0] == 2 * (2 * 2 + 7)
 
 
+def test_work_that_few_steps_do_is_reckoned_by_its_share(clock):
+    pass_time, lines = clock
+    for step in cut(range(1000), "step"):
+        pass_time(1.0)
+        if step == 999:
+            with rehearsal.seldom(1 / 100):
+                for _ in cut(range(10), "batch", most=1):
+                    pass_time(5.0)
+    [line] = lines()
+    assert line["reckoned"][0] == pytest.approx(1000 * (1 + 10 * 5 / 100)) and line["measured"][0] == 2 + 5
+
+
 def test_bytes_are_reckoned_like_seconds(clock):
     _, lines = clock
     for _ in cut(range(10), "round"):

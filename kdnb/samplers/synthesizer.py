@@ -13,7 +13,7 @@ from kdnb.generators.reusable import ReusableGenerator, export_parts, parameter_
 from kdnb.losses.datafree import BatchNormMomentum, adversarial_loss, batch_norm_loss, one_hot_loss
 from kdnb.models.frozen import frozen
 from kdnb.models.probes import BatchNormProbe
-from kdnb.rehearsal import cut
+from kdnb.rehearsal import cut, rehearsing
 
 META_UPDATES = ("fomaml", "reptile")
 BETAS = (0.5, 0.999)  # both optimisers, as released
@@ -159,7 +159,7 @@ class Synthesizer:
         self, x: Tensor, logits_t: Tensor, labels: Tensor, statistics: tuple, remembered: tuple
     ) -> dict[str, Tensor]:
         losses = {"bn": batch_norm_loss(*statistics, *remembered), "oh": one_hot_loss(logits_t, labels)}
-        if self.weights["adv"] and self.calls >= self.warmup:
+        if self.weights["adv"] and (self.calls >= self.warmup or rehearsing()):
             losses["adv"] = adversarial_loss(self.student(x), logits_t)
         losses["total"] = sum(self.weights[name] * value for name, value in losses.items())
         return losses

@@ -17,6 +17,7 @@ from kdnb.data.tensors import Split
 from kdnb.errors import InputError
 from kdnb.progress import progress
 from kdnb.randomness import generator_for
+from kdnb.rehearsal import rehearsing
 from kdnb.samplers.supply import Supply
 from kdnb.training.evaluation import evaluate
 from kdnb.training.resume import Resumable
@@ -109,7 +110,10 @@ def distil_from_synthesizer(
     work = Resumable(folder, parts, start)
     history, inner, seconds = work["history"], work["inner"], work["seconds"]
 
-    for epoch in progress(range(work.done, config.epochs), description, config.epochs, work.done):
+    rounds = range(work.done, config.epochs)
+    if rehearsing():
+        rounds = rounds[-1:]  # the first ones have no student phase
+    for epoch in progress(rounds, description, config.epochs, work.done):
         started = time.monotonic()
         made = synthesizer(rng=generator_for(seed, "synthesis", epoch, device=device))
         supply.take(made)

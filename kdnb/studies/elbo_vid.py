@@ -16,6 +16,7 @@ from kdnb.losses.features import pool_to_smaller, vid_loss
 from kdnb.methods.vid import VID, VIDRegressor
 from kdnb.progress import progress
 from kdnb.randomness import generator_for
+from kdnb.rehearsal import seldom
 from kdnb.training.resume import Resumable, stop_if_not_finite
 from kdnb.training.schedules import cosine_to_zero
 
@@ -118,9 +119,7 @@ def train_vae(
         return (kl.sum(1) - reconstruction).mean()
 
     @torch.no_grad()
-    def row_at(step: int, losses: Tensor) -> dict | None:
-        if step % steps_per_epoch:
-            return None
+    def row_at(step: int, losses: Tensor) -> dict:
         reconstruction, kl = model.elbo_terms(test, noise_for("test", 0, len(test)))
         return {
             "epoch": step // steps_per_epoch,
@@ -131,7 +130,7 @@ def train_vae(
         }
 
     model.train()
-    rows = _descend(model, loss_at, epochs * steps_per_epoch, lr, row_at, folder, "autoencoder")
+    rows = _descend(model, loss_at, epochs * steps_per_epoch, lr, row_at, steps_per_epoch, folder, "autoencoder")
     model.eval()
     return rows
 
@@ -231,9 +230,7 @@ def vid_bound_on_pairs(
         )  # a map of one pixel; nats an element without the constant
 
     @torch.no_grad()
-    def row_at(step: int, losses: Tensor) -> dict | None:
-        if step % every and step != steps:
-            return None
+    def row_at(step: int, losses: Tensor) -> dict:
         bound = num_pairs * (0.5 * (_LOG_2PI + 1) - 0.5 * _LOG_2PI - negative_log_q(held_t, held_s).item())
         return {
             "step": step,
@@ -246,7 +243,7 @@ def vid_bound_on_pairs(
     def loss_at(step: int) -> Tensor:
         return negative_log_q(*correlated_pairs(rho, num_pairs, batch_size, generator_for(seed, "pairs", step)))
 
-    return _descend(model, loss_at, steps, lr, row_at, folder, "information bound")
+    return _descend(model, loss_at, steps, lr, row_at, every, folder, "information bound")
 
 
 @torch.inference_mode()
@@ -291,11 +288,15 @@ def _descend(
     loss_at: Callable[[int], Tensor],
     steps: int,
     lr: float,
-    row_at: Callable[[int, Tensor], dict | None],
+    row_at: Callable[[int, Tensor], dict],
+    every: int,
     folder: Path | None,
     description: str,
 ) -> list[dict]:
-    """Adam on loss_at(0), loss_at(1), ...; row_at(steps done, losses) may give a row. All randomness is a function of the step."""
+    """Adam on loss_at(0), loss_at(1), ...; row_at(steps done, losses) gives a row after `every` steps and after the last.
+
+    All randomness is a function of the step.
+    """
     optimizer = torch.optim.Adam(model.parameters(), lr)
     device = next(model.parameters()).device
 
@@ -315,8 +316,10 @@ def _descend(
         loss.backward()
         optimizer.step()
         losses[step] = loss.detach()
-        if row := row_at(step + 1, losses):
-            check()
-            rows.append(row)
-        work.save(step + 1, last=step + 1 == steps)
+        if (step + 1) % every == 0 or step + 1 == steps:
+            with seldom(1 / every):
+                check()
+                rows.append(row_at(step + 1, losses))
+        with seldom(1 / steps):
+            work.save(step + 1, last=step + 1 == steps)
     return rows

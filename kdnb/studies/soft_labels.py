@@ -17,6 +17,7 @@ from kdnb.errors import InputError
 from kdnb.losses.soft_labels import CONTEXT, POSITIVE, ferkd_partition, ferkd_targets, self_mix
 from kdnb.methods.stored_labels import StoredLabels
 from kdnb.randomness import generator_for
+from kdnb.rehearsal import rehearsing
 from kdnb.studies.label_store import LabelStore
 from kdnb.training.loop import Fit, fit
 from kdnb.training.recipe import Recipe
@@ -71,7 +72,7 @@ class ReplaySplit:
             raise InputError(
                 f"SelfMix needs 0 <= mix <= 1 and at least 2 crops of an image, got mix = {self.mix}, num_draw = {self.num_draw}"
             )
-        if self.thresholds is not None and not bool(self.useful().any()):
+        if self.thresholds is not None and not rehearsing() and not bool(self.useful().any()):
             raise InputError(f"thresholds {tuple(self.thresholds)[:3]} discard every stored crop")
 
     def __len__(self) -> int:
@@ -130,9 +131,19 @@ class ReplaySplit:
 
 def stored_confidence(store: LabelStore, batch: int = 1000) -> Tensor:
     """The teacher's largest probability on every stored crop, (N, M): exact in every mode that keeps it, 1 for `hard`."""
+    return torch.cat([labels.amax(-1) for labels in _all_labels(store, batch)])
+
+
+def stored_answers(store: LabelStore, batch: int = 1000) -> Tensor:
+    """The teacher's most probable class of every stored crop, (N, M) int64."""
+    return torch.cat([labels.argmax(-1) for labels in _all_labels(store, batch)])
+
+
+def _all_labels(store: LabelStore, batch: int) -> Iterator[Tensor]:
+    """The distributions of all crops, those of `batch` images at a time: all at once are gigabytes with many crops and classes."""
     crops = torch.arange(store.num_crops, device=store.boxes.device)
-    parts = torch.arange(len(store), device=store.boxes.device).split(batch)
-    return torch.cat([store.labels(part, crops.expand(len(part), -1)).amax(-1) for part in parts])
+    for part in torch.arange(len(store), device=store.boxes.device).split(batch):
+        yield store.labels(part, crops.expand(len(part), -1))
 
 
 def distil_from_store(

@@ -14,7 +14,14 @@ from kdnb.methods.stored_labels import StoredLabels
 from kdnb.models import build
 from kdnb.models.base import Features
 from kdnb.studies.label_store import LabelStore
-from kdnb.studies.soft_labels import ReplaySplit, Thresholds, distil_from_store, forward_cost, stored_confidence
+from kdnb.studies.soft_labels import (
+    ReplaySplit,
+    Thresholds,
+    distil_from_store,
+    forward_cost,
+    stored_answers,
+    stored_confidence,
+)
 from kdnb.training.loop import fit
 from kdnb.training.recipe import Recipe
 
@@ -119,6 +126,7 @@ def test_the_confidence_is_that_of_the_store_in_every_mode():
     for mode in ("ori", "smoothing", "marginal_smoothing_k2"):
         assert torch.allclose(stored_confidence(store(mode), batch=4), CONFIDENCE.expand(N, M))
     assert torch.equal(stored_confidence(store("hard")), torch.ones(N, M))
+    assert torch.equal(stored_answers(store(), batch=4), LABELS[:, None].expand(N, M))
 
 
 def test_crops_without_a_target_do_not_count():

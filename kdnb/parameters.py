@@ -384,6 +384,7 @@ PARAMETERS: dict[str, Parameter] = {
     ),
     "prior": _choice("prior", choices.PRIORS, "architecture of the prior, where one is trained"),
     "prior_domain": _choice("domain", choices.DOMAINS, "what the prior has seen, against the teacher's data"),
+    "domains": _choices("domain", choices.DOMAINS, "what the priors that are compared have seen"),
     "solver": _choice("solver", choices.SOLVERS, "sampler of the prior"),
     "num_steps": _integer(1, 1000, "denoising steps"),
     "rule": _choice("rule", choices.RULES, "one gradient of both losses (joint), or each at its own length (separate)"),

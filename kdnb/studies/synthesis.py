@@ -1,7 +1,8 @@
 """Making images from a teacher and a diffusion prior, and measuring what was made."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -92,6 +93,55 @@ def measure(images: Tensor, labels: Tensor, teacher: nn.Module, judge: nn.Module
         "entropy": entropy(logits).mean().item(),
         "frechet": frechet_distance(pooled_features(teacher, images), pooled_features(teacher, real)).item(),
         "diversity": diversity(images, labels),
+    }
+
+
+def verdicts(
+    images: Tensor, labels: Tensor, teacher: nn.Module, judge: nn.Module, sure: float = 0.9
+) -> dict[str, Tensor]:
+    """What teacher and judge say of each image, and the two ways in which an image fails.
+
+    Args:
+        images: (N, C, H, W); labels: (N,) the classes asked for.
+        sure: confidence from which the teacher counts as sure.
+    Returns:
+        (N,) each. teacher, judge: the class that they see. confidence: of the teacher in it. surely_wrong: the teacher is sure of
+        another class than the one asked for. persuaded: the teacher sees the class asked for, the judge does not.
+    """
+    confidence, seen = predict_logits(teacher, images).softmax(dim=1).max(dim=1)
+    opinion = predict_logits(judge, images).argmax(dim=1)
+    return {
+        "teacher": seen,
+        "confidence": confidence,
+        "judge": opinion,
+        "surely_wrong": (seen != labels) & (confidence >= sure),
+        "persuaded": (seen == labels) & (opinion != labels),
+    }
+
+
+def failures(
+    images: Tensor, labels: Tensor, said: Mapping[str, Tensor], names: Sequence[str], count: int = 8
+) -> dict[str, Any]:
+    """The first `count` images that failed, surely wrong ones before persuaded ones, dressed for `kdnb.plots.labelled_rows`.
+
+    Args:
+        images: (N, C, H, W); labels: (N,) the classes asked for; said: their `verdicts`; names: of the K classes.
+    Returns:
+        images: (M, C, H, W), M <= count. titles: the class asked for. captions: what teacher (with its confidence) and judge see.
+        frames: teacher outside, judge inside, "agree" where it is the class asked for.
+    """
+    chosen = torch.cat([said[kind].nonzero()[:, 0] for kind in ("surely_wrong", "persuaded")])[:count]
+    asked, opinions = labels[chosen].tolist(), {key: said[key][chosen].tolist() for key in ("teacher", "judge")}
+    sure = said["confidence"][chosen].tolist()
+    pairs = list(zip(opinions["teacher"], opinions["judge"], strict=True))
+    return {
+        "images": images[chosen],
+        "titles": [names[label] for label in asked],
+        "captions": [f"T {names[t]} {c:.2f} J {names[j]}" for (t, j), c in zip(pairs, sure, strict=True)],
+        "frames": [
+            tuple("agree" if seen == label else "disagree" for seen in pair)
+            for pair, label in zip(pairs, asked, strict=True)
+        ],
     }
 
 

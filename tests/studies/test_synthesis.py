@@ -8,7 +8,7 @@ from kdnb.data import load
 from kdnb.errors import InputError
 from kdnb.models import build
 from kdnb.studies.prior import trained_prior
-from kdnb.studies.synthesis import diversity, draw, inception_features, measure
+from kdnb.studies.synthesis import diversity, draw, failures, inception_features, measure, verdicts
 from kdnb.training.evaluation import pooled_features
 from tests.studies.test_fast_ad import FloatPrior
 
@@ -22,6 +22,13 @@ class Fixed(nn.Module):
         bright = (x[:, 0, 0, 0] > 0).float()
         logits = torch.stack([1 - bright, bright], dim=1) * 10
         return Features(logits, [], x.flatten(1), None) if return_features else logits
+
+
+class Opposite(Fixed):
+    """Sees the other class."""
+
+    def forward(self, x, return_features=False):
+        return super().forward(-x, return_features)
 
 
 def test_diversity_by_hand():
@@ -66,3 +73,18 @@ def test_a_prior_is_trained_once_and_comes_back_with_the_same_weights(tmp_path, 
 def test_inception_features_need_their_weights(tmp_path):
     with pytest.raises(InputError, match="not found"):
         inception_features(torch.zeros(1, 3, 8, 8), tmp_path / "weights.pth")
+
+
+def test_verdicts_tell_surely_wrong_from_persuaded_only():
+    images = torch.zeros(4, 1, 2, 2)
+    images[:, 0, 0, 0] = torch.tensor([1.0, -1, 1, -1])
+    labels = torch.tensor([1, 1, 0, 0])
+    found = verdicts(images, labels, Fixed(), Opposite())
+    assert found["teacher"].tolist() == [1, 0, 1, 0] and found["judge"].tolist() == [0, 1, 0, 1]
+    assert found["surely_wrong"].tolist() == [False, True, True, False]
+    assert found["persuaded"].tolist() == [True, False, False, True]
+    assert not verdicts(images, labels, Fixed(), Fixed(), sure=1.1)["surely_wrong"].any()
+    shown = failures(images, labels, found, ["zero", "one"], count=3)
+    assert shown["titles"] == ["one", "zero", "one"]  # both surely wrong ones, then a persuaded one
+    assert shown["captions"][0] == "T zero 1.00 J one"
+    assert shown["frames"] == [("disagree", "agree"), ("disagree", "agree"), ("agree", "disagree")]

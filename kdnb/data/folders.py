@@ -160,6 +160,7 @@ class FolderSplit:
 
     def without_class(self, label: int) -> "FolderSplit":
         """All but one class: the omitted-class experiment."""
+        assert self.labels is not None
         return self.subset((self.labels != label).nonzero().flatten())
 
     def take(self, count: int) -> Split:

@@ -41,7 +41,10 @@ class OwnName(NamedTuple):
     @property
     def title(self) -> str:
         """What records and caches call it, wherever it lies; hashes tell data of one title apart."""
-        return f"{self.function.path.name}:{self.function.name}" if self.function else f"{FOLDER}{self.folder.name}"
+        if self.function:
+            return f"{self.function.path.name}:{self.function.name}"
+        assert self.folder is not None
+        return f"{FOLDER}{self.folder.name}"
 
 
 class Listing(NamedTuple):
@@ -83,6 +86,7 @@ def check_own(own: OwnName) -> None:
     if own.function:
         usercode.check(own.function, ())
     else:
+        assert own.folder is not None
         list_pictures(own.folder)
 
 

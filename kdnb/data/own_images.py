@@ -85,7 +85,9 @@ def _look(own: OwnName, listing: Listing) -> tuple[dict[str, str], list[str], li
 
     With skip:broken every picture is decoded, so that one cut short is found now and not in the middle of training.
     """
-    kinds, broken, sides = {}, [], []
+    kinds: dict[str, str] = {}
+    broken: list[str] = []
+    sides: list[int] = []
     for name in listing.names:
         try:
             with Image.open(own.folder / name) as picture:

@@ -34,6 +34,10 @@ class CRD(Method):
     """
 
     needs_indices = True
+    classes: Tensor
+    log_normalizer: Tensor
+    memory_s: Tensor
+    memory_t: Tensor
 
     def __init__(
         self,

@@ -27,6 +27,7 @@ class Event(NamedTuple):
 
     @property
     def height(self) -> int:
+        assert self.output is not None  # only events with a map are asked
         return self.output.shape[2]
 
 
@@ -87,7 +88,7 @@ def wrap(
         layers = _stages(trunk, final)
     head = (trace.head or "") if head is None else head
     tap = FeatureTap(model, layers, pooled=pooled, head=head, final=final, note=note)
-    if mean is not None:
+    if mean is not None and std is not None:
         tap.normalize = Normalize(mean, std).to(next(model.parameters()).device)
     return tap
 
@@ -143,7 +144,7 @@ def _watch(model: nn.Module, image_shape: Sequence[int], head: str | None) -> Tr
         events.append(Event(name, module, tensor if _is_map(tensor) else None, tokens, intact, height))
     if head is None:
         head = next((name for name in reversed(entered) if _same(seen[name][1], logits)), None)
-    return Trace(events, head, entered.get(head), logits)
+    return Trace(events, head, None if head is None else entered.get(head), logits)
 
 
 def _height(tensor: Tensor | None) -> int:

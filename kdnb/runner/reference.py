@@ -25,7 +25,7 @@ def _markdown(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _class_of(name: str) -> type:
+def _class_of(name: str) -> Any:
     entry = METHODS[name]
     return getattr(importlib.import_module(f"kdnb.methods.{entry.module}"), entry.cls)
 

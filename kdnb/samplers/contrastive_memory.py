@@ -5,7 +5,7 @@
 L_cr is `contrastive_inversion_loss` between two views of each image and the remembered views of earlier ones.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -214,7 +214,7 @@ class MemorySynthesizer:
         self.teacher(part)
         features_part = instance_features(probe.inputs)
         if "cr" in self.weights:
-            cached = ()
+            cached: Sequence[Tensor] = ()
             if len(self.bank):
                 cached = [self.head(half) for half in self.bank.sample(self.config.negatives, rng).chunk(2, dim=1)]
             terms["cr"] = contrastive_inversion_loss(
@@ -225,12 +225,12 @@ class MemorySynthesizer:
 
     def _crops(self, images: Tensor, rng: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Global view: crop after padding, flip; local view: a resized crop, flip."""
-        count, size = len(images), images.shape[2]
+        count, (height, width) = len(images), images.shape[2:]
         whole = augment(images, self.config.crop_padding, self.config.flip, rng)
         seed = int(torch.randint(2**31, (), generator=rng, device=images.device))  # boxes are drawn on the CPU
-        boxes = random_boxes(count, *images.shape[2:], LOCAL_SCALE, generator=torch.Generator().manual_seed(seed))
+        boxes = random_boxes(count, height, width, LOCAL_SCALE, generator=torch.Generator().manual_seed(seed))
         flips = torch.rand(count, 1, generator=rng, device=images.device) < 0.5 * self.config.flip
-        return whole, replay_crops(images, boxes[:, None].to(images.device), flips, size)[:, 0]
+        return whole, replay_crops(images, boxes[:, None].to(images.device), flips, height)[:, 0]
 
     def state_dict(self) -> dict:
         return {

@@ -118,7 +118,8 @@ def random_attack(model: nn.Module, test: Split, counts: Sequence[int], *, bits:
     if list(counts) != sorted(set(counts)) or (counts and counts[0] < 0):
         raise InputError(f"counts of random flips must rise from 0 or more, got {list(counts)}")
     quantization = quantized(model, bits)
-    rng, done, rows = generator_for(seed, "random flips"), [], []
+    rng, rows = generator_for(seed, "random flips"), []
+    done: list[Flip] = []
     for count in counts:
         done += random_flips(quantization, count - len(done), rng)
         rows.append({"flips": count, "accuracy": evaluate(quantization.model, test)["top1"]})

@@ -98,7 +98,8 @@ _SEEN = {"crop_padding": 2, "flip": False}
 
 
 def _with(name: str, **changes):
-    return replace(METHODS[name].config, **changes)
+    config: Any = METHODS[name].config
+    return replace(config, **changes)
 
 
 SETTINGS: dict[str, dict[str, Setting]] = {

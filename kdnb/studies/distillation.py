@@ -74,7 +74,8 @@ def compare(
     settings = {name: Setting(method) for name, method in BASELINES.items()} | dict(settings)
     for setting in settings.values():
         bound(setting, student, teacher, data, recipe, seed=0, num_images=len(data.train))
-    rows, count = [], len(settings) * len(seeds)
+    rows: list[dict] = []
+    count = len(settings) * len(seeds)
     cells = (
         (name, setting, seed)
         for name, setting in settings.items()

@@ -27,6 +27,7 @@ def evaluate(
         logits = predict(model(images, return_features=True)) if predict else model(images)
         logits = logits.float()
         k = min(5, logits.shape[1])
+        assert labels is not None
         hits = logits.topk(k, dim=1).indices == labels[:, None]
         sums += torch.stack([hits[:, 0].sum(), hits.sum(), F.cross_entropy(logits, labels, reduction="sum")]).double()
     model.train(training)

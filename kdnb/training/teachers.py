@@ -67,7 +67,7 @@ class Trained:
         return self.history[-1]["top1"]
 
 
-Model = (
+Model: TypeAlias = (
     str | nn.Module | Callable[[], nn.Module]
 )  # a name; a network; or what makes one, for fresh weights at every seed
 

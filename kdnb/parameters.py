@@ -484,7 +484,7 @@ def _image_size(values: Mapping) -> str | None:
 
 
 def _next_dataset(values: Mapping) -> str | None:
-    names = values.get("dataset"), values.get("next_dataset")
+    names = values.get("dataset", ""), values.get("next_dataset", "")
     if all(name in data.DATASETS for name in names):
         first, second = (data.DATASETS[name].channels for name in names)
         if first != second:

@@ -43,8 +43,13 @@ class OwnName(NamedTuple):
         """What records and caches call it, wherever it lies; hashes tell data of one title apart."""
         if self.function:
             return f"{self.function.path.name}:{self.function.name}"
+        return f"{FOLDER}{self.root.name}"
+
+    @property
+    def root(self) -> Path:
+        """The folder of a name that is no function's."""
         assert self.folder is not None
-        return f"{FOLDER}{self.folder.name}"
+        return self.folder
 
 
 class Listing(NamedTuple):
@@ -86,8 +91,7 @@ def check_own(own: OwnName) -> None:
     if own.function:
         usercode.check(own.function, ())
     else:
-        assert own.folder is not None
-        list_pictures(own.folder)
+        list_pictures(own.root)
 
 
 def list_pictures(folder: Path) -> tuple[Listing, Listing | None]:

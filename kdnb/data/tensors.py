@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from kdnb.data.locate import locate
 from kdnb.errors import InputError
 from kdnb.randomness import generator_for
 from kdnb.rehearsal import cut
+
+if TYPE_CHECKING:
+    from kdnb.data.folders import FolderSplit
 
 
 class AnySplit(Protocol):
@@ -118,11 +121,11 @@ class Dataset:
     name: str
     spec: DatasetSpec
     image_size: int
-    private: Split
-    public: Split
-    judge: Split
-    train: Split
-    test: Split
+    private: "Split | FolderSplit"
+    public: "Split | FolderSplit"
+    judge: "Split | FolderSplit"
+    train: "Split | FolderSplit"
+    test: "Split | FolderSplit"
     hashes: dict[str, str] = field(default_factory=dict)
 
     @property

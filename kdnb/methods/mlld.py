@@ -43,8 +43,7 @@ class MLLD(Method):
         logits_s, logits_t = [view.logits for view in student], [view.logits for view in teacher]
         temperatures = [self.temperature, *self.extra_temperatures]
         (weak_s, strong_s), (weak_t, strong_t) = logits_s, logits_t
-        kd, of_classes, of_batch = self._loss(
-            weak_s, strong_s, weak_t, strong_t, temperatures, self.standardize_logits)
+        kd, of_classes, of_batch = self._loss(weak_s, strong_s, weak_t, strong_t, temperatures, self.standardize_logits)
         terms = {"ce": self.ce_weight * sum(ce_loss(logits, labels) for logits in logits_s)} if self.ce_weight else {}
         return terms | {
             "kd": self.kd_weight * kd,

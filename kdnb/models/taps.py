@@ -26,9 +26,13 @@ class Event(NamedTuple):
     height_in: int
 
     @property
-    def height(self) -> int:
+    def map(self) -> Tensor:
         assert self.output is not None  # only events with a map are asked
-        return self.output.shape[2]
+        return self.output
+
+    @property
+    def height(self) -> int:
+        return self.map.shape[2]
 
 
 class Trace(NamedTuple):
@@ -201,7 +205,7 @@ def _averaged(trunk: list[Event], pooled: Tensor | None) -> Event | None:
     """The map whose mean over positions is what enters the head: the largest such (a pooled one is its own mean), the last of that size."""
     if pooled is None:
         return next((event for event in reversed(trunk) if event.intact and "Pool" not in _kind(event)), None)
-    fitting = [one for one in trunk if one.intact and _same(one.output.mean((2, 3)), pooled.flatten(1))]
+    fitting = [one for one in trunk if one.intact and _same(one.map.mean((2, 3)), pooled.flatten(1))]
     return max(enumerate(fitting), key=lambda pair: (pair[1].height, pair[0]))[1] if fitting else None
 
 
@@ -217,7 +221,7 @@ def _why(trunk: list[Event], trace: Trace) -> str:
     """Why no map is averaged into the head, as the end of a sentence."""
     if trace.pooled is None or not trunk:
         return "it has no map before its head"
-    channels, width = trunk[-1].output.shape[1], trace.pooled.flatten(1).shape[1]
+    channels, width = trunk[-1].map.shape[1], trace.pooled.flatten(1).shape[1]
     if len({event.height for event in trunk}) == 1:
         return "its head sees tokens, not the mean of a map"
     return (
@@ -228,6 +232,7 @@ def _why(trunk: list[Event], trace: Trace) -> str:
 
 def _check_final(final: str, trace: Trace) -> None:
     """A final map that the user named must be what the head's inputs are the mean of."""
+    assert trace.pooled is not None
     named = next((event for event in trace.events if event.name == final), None)
     if named is None or (named.output is not None and _same(named.output.mean((2, 3)), trace.pooled.flatten(1))):
         return  # an unknown name is FeatureTap's matter

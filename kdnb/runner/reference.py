@@ -9,6 +9,7 @@ import inspect
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from kdnb.methods import METHODS
 from kdnb.models import MODELS

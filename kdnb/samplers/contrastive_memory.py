@@ -5,7 +5,7 @@
 L_cr is `contrastive_inversion_loss` between two views of each image and the remembered views of earlier ones.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -214,11 +214,17 @@ class MemorySynthesizer:
         self.teacher(part)
         features_part = instance_features(probe.inputs)
         if "cr" in self.weights:
-            cached: Sequence[Tensor] = ()
+            cached_local, cached_global = None, None
             if len(self.bank):
-                cached = [self.head(half) for half in self.bank.sample(self.config.negatives, rng).chunk(2, dim=1)]
+                cached_local, cached_global = (
+                    self.head(half) for half in self.bank.sample(self.config.negatives, rng).chunk(2, dim=1)
+                )
             terms["cr"] = contrastive_inversion_loss(
-                self.head(features_part), self.head(features_whole), *cached, temperature=self.config.temperature
+                self.head(features_part),
+                self.head(features_whole),
+                cached_local,
+                cached_global,
+                self.config.temperature,
             )
         losses = {name: terms[name] for name in self.weights}
         return weigh(losses, self.weights), torch.cat([features_part, features_whole], dim=1)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kdnb.attacks.bit_flip import NothingToFlip, ProgressiveBitSearch
-from kdnb.attacks.flips import flips_to_chance, random_flips, undo_flips
+from kdnb.attacks.flips import Flip, flips_to_chance, random_flips, undo_flips
 from kdnb.attacks.quantization import Quantization
 from kdnb.data.tensors import Dataset, Split
 from kdnb.errors import InputError
@@ -218,6 +218,8 @@ def attack_sources(
         real: private images. CADR: guided samples of the prior. pool: of the pool. reusable, abandoned: the generator with a fresh first
         branch and, as the second, its own g1 or g2 (in the released study, the branch handed on and the one left behind). noise: uniform.
     """
+    if not isinstance(data.private, Split):
+        raise InputError(f"the attack draws from images in memory; {data.name} stays on disk")
     device = pool.device
     shape = (data.channels, data.image_size, data.image_size)
     found: dict[str, list[Tensor]] = {name: [] for name in ("real", "CADR", "pool", "reusable", "abandoned", "noise")}

@@ -131,6 +131,7 @@ def measure(
     for images, labels in data.test.batches(batch_size):
         logits_s, logits_t = made.logits(images).float(), teacher(images).float()
         guess = logits_s.argmax(dim=1)
+        assert labels is not None
         omitted = labels == (-1 if omitted_class is None else omitted_class)
         kl = F.kl_div(logits_s.log_softmax(dim=1), logits_t.log_softmax(dim=1), reduction="sum", log_target=True)
         sums += torch.stack(

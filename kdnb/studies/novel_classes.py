@@ -55,6 +55,8 @@ def discovery_task(data: Dataset, num_known: int) -> Task:
         raise InputError(
             f"discovery needs at least 2 known and 2 novel classes, got {num_known} known of {data.num_classes}"
         )
+    if not (isinstance(data.train, Split) and isinstance(data.test, Split)):
+        raise InputError(f"discovery needs a data set in memory; {data.name} stays on disk")
     assert data.train.labels is not None and data.test.labels is not None
     is_known = data.train.labels < num_known
     novel = data.train.subset(~is_known)

@@ -4,7 +4,7 @@ import dataclasses
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -56,7 +56,9 @@ _RELEASED_SIZES = {
 }
 
 
-def generator_config(data: Dataset, values: Mapping | None = None, *, teacher: str = "", **changes) -> GeneratorConfig:
+def generator_config(
+    data: Dataset, values: Mapping[str, Any] | None = None, *, teacher: str = "", **changes
+) -> GeneratorConfig:
     """How generators of this data set are trained here: the recipe of `GENERATOR_RECIPES` (default: as published) with the data set's
     own augmentation, and over it what a notebook's parameters and further `changes` say.
 

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdnb.data.tensors import Split
+from kdnb.data.tensors import OrderedSplit
 
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module, split: Split, predict: Callable | None = None, batch_size: int = 500
+    model: nn.Module, split: OrderedSplit, predict: Callable | None = None, batch_size: int = 500
 ) -> dict[str, float]:
     """Accuracy of a model in eval mode on a labelled split; the model's mode is put back.
 

@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from kdnb import methods
 from kdnb.data.augmentation import augment, strong_augment
-from kdnb.data.tensors import Split
+from kdnb.data.tensors import AnySplit, OrderedSplit, Split
 from kdnb.errors import InputError
 from kdnb.methods.base import Method
 from kdnb.models.base import Classifier
@@ -191,7 +191,9 @@ class _Trainer:
         self.method.eval()
 
 
-def _check_fit(student: nn.Module, train: AnySplit, method: nn.Module, teacher: nn.Module | None, recipe: Recipe) -> None:
+def _check_fit(
+    student: nn.Module, train: AnySplit, method: nn.Module, teacher: nn.Module | None, recipe: Recipe
+) -> None:
     name = type(method).__name__
     if len(train) < 2:
         raise InputError(f"training needs at least 2 images, got {len(train)}")
@@ -241,7 +243,9 @@ def _with_features(train: AnySplit, device: torch.device, *models: nn.Module | N
     if not foreign:
         return list(models)
     shape = next(_whole(train).batches(1))[0].shape[1:]
-    return [as_classifier(model.to(device), shape) if model in foreign else model for model in models]
+    return [
+        as_classifier(model.to(device), shape) if model is not None and model in foreign else model for model in models
+    ]
 
 
 def _check_layout(student: nn.Module, recipe: Recipe, device: torch.device) -> None:

@@ -471,9 +471,10 @@ def methods(context):
 
 @task
 def lint(context):
-    """Check the code with ruff: what it does and how it is laid out."""
+    """Check the code: with ruff what it does and how it is laid out, with mypy its types."""
     _call(sys.executable, "-m", "ruff", "check", ".")
     _call(sys.executable, "-m", "ruff", "format", "--check", ".")
+    _call(sys.executable, "-m", "mypy")
 
 
 @task(positional=["folder"], help={"folder": "with golden files, or several with commas between"})

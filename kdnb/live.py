@@ -57,6 +57,8 @@ def _targets(node: ast.Assign | ast.AnnAssign) -> list[ast.expr]:
 
 
 def _is_literal(node: ast.expr | None) -> bool:
+    if node is None:
+        return False
     try:
         ast.literal_eval(node)
     except (ValueError, TypeError):

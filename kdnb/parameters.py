@@ -410,34 +410,40 @@ PARAMETERS: dict[str, Parameter] = {
 def _buffers(values: Mapping) -> str | None:
     if values.get("small_buffer", 0) >= values.get("buffer_size", float("inf")):
         return f"small_buffer must be below buffer_size, got {values['small_buffer']} and {values['buffer_size']}"
+    return None
 
 
 def _modes(values: Mapping) -> str | None:
     modes = values.get("modes", ["anew", "reuse_common"])
     if "anew" not in modes or len(modes) < 2:
         return f"modes must hold anew and at least one mode to compare with it, got {', '.join(modes)}"
+    return None
 
 
 def _guidance(values: Mapping) -> str | None:
     if values.get("ce_weight") == 0 and values.get("bn_weight") == 0 and values.get("lambda_max"):
         return "ce_weight and bn_weight are both 0, which leaves guidance nothing to follow; set lambda_max to 0 for plain sampling"
+    return None
 
 
 def _thresholds(values: Mapping) -> str | None:
     found = [values[name] for name in ("confidence_low", "confidence_middle", "confidence_top") if name in values]
     if found != sorted(set(found)):
         return f"confidence_low, confidence_middle and confidence_top must rise, got {', '.join(map(str, found))}"
+    return None
 
 
 def _draws(values: Mapping) -> str | None:
     if values.get("num_draw", 0) > values.get("num_crops", float("inf")):
         return f"num_draw must be at most num_crops, got {values['num_draw']} and {values['num_crops']}"
+    return None
 
 
 def _evolution(values: Mapping) -> str | None:
     found = [values[name] for name in ("tournament", "population", "budget") if name in values]
     if found != sorted(found):
         return f"tournament, population and budget must not fall, got {', '.join(map(str, found))}"
+    return None
 
 
 def _classes(values: Mapping) -> str | None:
@@ -455,6 +461,7 @@ def _classes(values: Mapping) -> str | None:
     kept = re.search(r"_k(\d+)$", values.get("label_mode", ""))
     if kept and int(kept[1]) > classes:
         return f"label_mode can keep at most the {classes} classes of {dataset}, got {values['label_mode']}"
+    return None
 
 
 _NEED_TENSORS = {"max_flips", "vae_epochs", "generations", "num_crops", "num_known", "score_images"}
@@ -465,6 +472,7 @@ def _streamed(values: Mapping) -> str | None:
     if spec is not None and spec.streamed and _NEED_TENSORS & set(values):
         whole = ", ".join(name for name, one in data.DATASETS.items() if not one.streamed)
         return f"{values['dataset']} stays on disk, and this notebook needs all images in memory; it can have {whole}"
+    return None
 
 
 def _image_size(values: Mapping) -> str | None:
@@ -473,20 +481,23 @@ def _image_size(values: Mapping) -> str | None:
         return (
             f"image_size must be a multiple of 4, because images are made in two doublings, got {values['image_size']}"
         )
+    return None
 
 
 def _next_dataset(values: Mapping) -> str | None:
-    names = values.get("dataset"), values.get("next_dataset")
+    names = values.get("dataset", ""), values.get("next_dataset", "")
     if all(name in data.DATASETS for name in names):
         first, second = (data.DATASETS[name].channels for name in names)
         if first != second:
             return f"a generator of {names[0]} images ({first} channels) can't be reused for {names[1]} ({second})"
+    return None
 
 
 def _rounds(values: Mapping) -> str | None:
     for name in ("epochs", "next_epochs"):
         if "modes" in values and values.get(name, float("inf")) <= values.get("warmup", -1):
             return f"{name} must be above warmup, or no student is trained, got {values[name]} and {values['warmup']}"
+    return None
 
 
 def _milestones(values: Mapping) -> str | None:
@@ -498,6 +509,7 @@ def _milestones(values: Mapping) -> str | None:
         return f"milestones are for the schedule multistep; with {schedule} the list must be empty"
     if "training" in values and not values.get("milestones") and "schedule:multistep" in values["training"].split():
         return "the schedule multistep needs milestones"
+    return None
 
 
 def _layout(values: Mapping) -> str | None:
@@ -515,6 +527,7 @@ def _layout(values: Mapping) -> str | None:
         return (
             f"layout must be contiguous on a CPU: {what} has stages under 8 channels, and channels_last crashes there"
         )
+    return None
 
 
 def _is_narrow(model: str) -> bool:
@@ -529,11 +542,13 @@ def _other_scales(values: Mapping) -> str | None:
                 check("scales", scales)
             except InputError as error:
                 return f"others: {error}"
+    return None
 
 
 def _views(values: Mapping) -> str | None:
     if values.get("num_large", 2) + values.get("num_small", 0) < 2:
         return "num_large and num_small must give two views at least"
+    return None
 
 
 def _crops(values: Mapping) -> str | None:
@@ -543,12 +558,14 @@ def _crops(values: Mapping) -> str | None:
         return f"student_epochs must be a multiple of num_draw, got {values['student_epochs']} and {values['num_draw']}"
     if values.get("batch_size", 0) % values.get("num_draw", 1):
         return f"batch_size must be a multiple of num_draw, got {values['batch_size']} and {values['num_draw']}"
+    return None
 
 
 def _checkpoints(values: Mapping) -> str | None:
     given, wanted = values.get("teacher_checkpoints"), values.get("teachers", [])
     if given and len(given) != len(wanted):
         return f"teacher_checkpoints must name one file for each of the {len(wanted)} teachers, got {len(given)}"
+    return None
 
 
 def _public_images(values: Mapping) -> str | None:
@@ -558,6 +575,7 @@ def _public_images(values: Mapping) -> str | None:
             "teacher_split must be private where the prior is trained here, on public images that the teacher must not have "
             "seen; or give prior_folder"
         )
+    return None
 
 
 CONFLICTS = (

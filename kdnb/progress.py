@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,7 +27,9 @@ def progress(
 
     A rehearsal cuts them (`kdnb.rehearsal.cut`) unless the `whole` of them is needed for what follows.
     """
-    total = total if total is not None else initial + len(items)
+    if total is None:
+        assert isinstance(items, Sized)
+        total = initial + len(items)
     items = cut(items, description, total - initial, most=total if whole else 2)
     target = os.environ.get("KDNB_PROGRESS")
     if 0 < initial < total:

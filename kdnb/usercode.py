@@ -118,6 +118,7 @@ def _load(path: Path):
     name = f"kdnb_own_{hashlib.sha256(str(path).encode() + _source(path)).hexdigest()[:16]}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None and spec.loader is not None  # a path that ends in .py
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
         try:

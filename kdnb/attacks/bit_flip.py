@@ -100,7 +100,7 @@ class ProgressiveBitSearch:
                 )
             for num_bits in range(1, max(found.gains.numel() for found in candidates.values()) + 1):
                 losses = self._trials(candidates, num_bits)
-                worst = max(losses, key=losses.get)  # the first layer on a tie
+                worst = max(losses, key=losses.__getitem__)  # the first layer on a tie
                 if not losses[worst] <= loss_before:  # a NaN loss ends the search too
                     break
             else:

@@ -14,7 +14,7 @@ class Flip(NamedTuple):
     """One bit: `layer` name, `index` into its flattened weight, `bit` (0 = least significant), the integer `before` and `after`."""
 
     layer: str
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody calls
     bit: int
     before: int
     after: int

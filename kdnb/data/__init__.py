@@ -114,6 +114,7 @@ def load(name: str, image_size: int | None = None, device: str = "cpu", download
         from kdnb.data.own_images import load_own
 
         return load_own(own, image_size, device, split_seed)
+    assert spec is not None
     if spec.streamed:
         from kdnb.data.layouts import load_folders
 

@@ -83,6 +83,7 @@ def prior_domain(
     check_name("prior domain", name, DOMAINS)
     if not isinstance(data.public, Split):
         raise InputError(f"prior domains need a data set in memory; {data.name} stays on disk")
+    assert data.judge.labels is not None
     own, labels = data.public.images.cpu(), data.judge.labels.cpu()
     order = torch.randperm(len(own), generator=generator_for(seed, "prior domain", data.name))
     foreign, source = torch.empty(0, *own.shape[1:]), ""

@@ -160,6 +160,7 @@ class FolderSplit:
 
     def without_class(self, label: int) -> "FolderSplit":
         """All but one class: the omitted-class experiment."""
+        assert self.labels is not None
         return self.subset((self.labels != label).nonzero().flatten())
 
     def take(self, count: int) -> Split:
@@ -193,7 +194,7 @@ class FolderSplit:
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
         """In order, with the framing of evaluation."""
         batches = torch.arange(len(self)).split(batch_size)
-        return cut(self._stream(batches, None), "batch", len(batches), most=1)
+        return iter(cut(self._stream(batches, None), "batch", len(batches), most=1))
 
     def _stream(self, batches: Iterable[Tensor], key: tuple[int, int] | None) -> Iterator[tuple[Tensor, Tensor | None]]:
         pool = ThreadPoolExecutor(self.workers or min(16, os.cpu_count() or 1), thread_name_prefix="kdnb-pictures")

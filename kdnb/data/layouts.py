@@ -144,9 +144,9 @@ def load_folders(name: str, spec: DatasetSpec, image_size: int, device: str, spl
         parts.append(FolderSplit(root, names, labels, image_size, training, evaluation, torch.device(device)))
     whole, test = parts
     train = whole.subset(torch.randperm(len(whole), generator=generator_for(split_seed, "split", name)))
-    private = min(spec.private, len(train) // 2)
+    count = min(spec.private, len(train) // 2)
     order = torch.arange(len(train))
-    private, judge = train.subset(order[:private]), train.subset(order[private:])
+    private, judge = train.subset(order[:count]), train.subset(order[count:])
     public = judge.unlabelled()
     hashes = {"private": private.hash, "public": public.hash, "test": test.hash}
     return Dataset(

@@ -41,7 +41,15 @@ class OwnName(NamedTuple):
     @property
     def title(self) -> str:
         """What records and caches call it, wherever it lies; hashes tell data of one title apart."""
-        return f"{self.function.path.name}:{self.function.name}" if self.function else f"{FOLDER}{self.folder.name}"
+        if self.function:
+            return f"{self.function.path.name}:{self.function.name}"
+        return f"{FOLDER}{self.root.name}"
+
+    @property
+    def root(self) -> Path:
+        """The folder of a name that is no function's."""
+        assert self.folder is not None
+        return self.folder
 
 
 class Listing(NamedTuple):
@@ -83,7 +91,7 @@ def check_own(own: OwnName) -> None:
     if own.function:
         usercode.check(own.function, ())
     else:
-        list_pictures(own.folder)
+        list_pictures(own.root)
 
 
 def list_pictures(folder: Path) -> tuple[Listing, Listing | None]:

@@ -126,7 +126,7 @@ def from_arrays(
     splits = [
         Split(_square(images, size) if raw else _square(images, size) * 2 - 1, labels) for images, labels in parts
     ]
-    count = int(max(split.labels.max() for split in splits)) + 1
+    count = int(max(labels.max() for _, labels in parts)) + 1
     if class_names and len(class_names) != count:
         raise InputError(f"{name} has labels 0 to {count - 1} and {len(class_names)} class names")
     classes = list(class_names) or [str(label) for label in range(count)]
@@ -236,7 +236,9 @@ def _measure(train: Split | FolderSplit, name: str) -> tuple[tuple[float, ...], 
     """Mean and standard deviation of each channel on the [0, 1] scale, to four places; of pictures on disk from evenly spaced ones."""
     if isinstance(train, FolderSplit):
         train = train.subset(torch.arange(0, len(train), math.ceil(len(train) / _MEASURED)))
-    count, total, square = 0, 0.0, 0.0
+    count = 0
+    total: Any = 0.0
+    square: Any = 0.0
     for images, _ in train.batches(256):
         values = (images.double() + 1) / 2
         count += values.numel() // values.shape[1]
@@ -259,4 +261,4 @@ def _text(spec: DatasetSpec) -> str:
 def _moved(split: Split | FolderSplit, device: str) -> Split | FolderSplit:
     if isinstance(split, FolderSplit):
         return split
-    return Split(split.images.to(device), None if split.labels is None else split.labels.to(device))
+    return split.to(device)

@@ -37,26 +37,26 @@ def load_own(own: OwnName, image_size: int | None, device: str, split_seed: int)
 
 
 def _load_folder(own: OwnName, size: int | None, device: str, split_seed: int) -> Dataset:
-    listings = [listing for listing in list_pictures(own.folder) if listing is not None]
+    listings = [listing for listing in list_pictures(own.root) if listing is not None]
     seen = [_look(own, listing) for listing in listings]
     broken = [name for _, bad, _ in seen for name in bad]
     if broken and own.settings.get("skip") != "broken":
         raise InputError(
-            f"{len(broken)} picture(s) in {own.folder.name} can't be read, {', '.join(broken[:3])} among them; repair or remove them, "
+            f"{len(broken)} picture(s) in {own.root.name} can't be read, {', '.join(broken[:3])} among them; repair or remove them, "
             "or write skip:broken after the folder to leave them out"
         )
     listings = [_without(listing, set(bad)) for listing, (_, bad, _) in zip(listings, seen, strict=True)]
     for listing, least in zip(listings, (LEAST if len(listings) == 2 else LEAST + 1, 1), strict=False):
         counts = np.bincount(listing.labels, minlength=len(listing.classes)).tolist()
-        check_counts(counts, listing.classes, own.folder.name, least, "too few are left after skipping the others")
+        check_counts(counts, listing.classes, own.root.name, least, "too few are left after skipping the others")
     channels = _channels(own, [mode for modes, _, _ in seen for mode in modes.items()])
     natural = _natural_size(sides for _, _, sides in seen)
     size = size or natural
     total = sum(len(listing.names) for listing in listings)
     stream = own.settings.get("stream") == "yes" or total * channels * size * size * 4 > IN_MEMORY
-    splits = [
+    folders = [
         FolderSplit(
-            own.folder,
+            own.root,
             listing.names,
             torch.tensor(listing.labels),
             size,
@@ -65,8 +65,7 @@ def _load_folder(own: OwnName, size: int | None, device: str, split_seed: int) -
         )
         for listing in listings
     ]
-    if not stream:
-        splits = [_decoded(split) for split in splits]
+    splits = folders if stream else [_decoded(split) for split in folders]
     notes = {"skipped": f"{len(broken)} pictures: {', '.join(broken[:20])}"} if broken else {}
     return assemble(
         own.title,
@@ -85,15 +84,17 @@ def _look(own: OwnName, listing: Listing) -> tuple[dict[str, str], list[str], li
 
     With skip:broken every picture is decoded, so that one cut short is found now and not in the middle of training.
     """
-    kinds, broken, sides = {}, [], []
+    kinds: dict[str, str] = {}
+    broken: list[str] = []
+    sides: list[int] = []
     for name in listing.names:
         try:
-            with Image.open(own.folder / name) as picture:
+            with Image.open(own.root / name) as picture:
                 mode, shorter = picture.mode, min(picture.size)
             if mode not in GREY + _COLOUR:
                 raise InputError(f"picture {name} has pixels of the kind {mode}; 8 bits a channel are read")
             if own.settings.get("skip") == "broken":
-                read_picture(own.folder / name)
+                read_picture(own.root / name)
         except InputError as error:
             if "8 bits" in str(error):
                 raise
@@ -117,7 +118,7 @@ def _channels(own: OwnName, kinds: Sequence[tuple[str, str]]) -> int:
     found = dict(kinds)
     if len(found) == 2:
         raise InputError(
-            f"{own.folder.name} mixes grey pictures ({found['grey']}) with coloured ones ({found['colour']}); write channels:3 after the "
+            f"{own.root.name} mixes grey pictures ({found['grey']}) with coloured ones ({found['colour']}); write channels:3 after the "
             "folder to take all as coloured, or channels:1 to take all as grey"
         )
     return 1 if "grey" in found else 3

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,6 +18,32 @@ from kdnb.data.locate import locate
 from kdnb.errors import InputError
 from kdnb.randomness import generator_for
 from kdnb.rehearsal import cut
+
+if TYPE_CHECKING:
+    from kdnb.data.folders import FolderSplit
+
+
+class AnySplit(Protocol):
+    """What training needs of its images: batches by epoch and step, which are functions of the seed."""
+
+    @property
+    def labels(self) -> Tensor | None: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def __len__(self) -> int: ...
+
+    def epoch(self, seed: int, epoch: int, batch_size: int, steps: range) -> Iterator[tuple[Tensor, Tensor | None]]: ...
+
+
+@runtime_checkable
+class OrderedSplit(AnySplit, Protocol):
+    """Images that can be asked for in order, too: a `Split`, or a `FolderSplit` on disk."""
+
+    def permutation(self, seed: int, epoch: int) -> Tensor: ...
+
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor | None]]: ...
 
 
 @dataclass
@@ -37,8 +64,12 @@ class Split:
     def subset(self, indices: Tensor | slice) -> "Split":
         return Split(self.images[indices], None if self.labels is None else self.labels[indices])
 
+    def to(self, device: torch.device | str) -> "Split":
+        return Split(self.images.to(device), None if self.labels is None else self.labels.to(device))
+
     def without_class(self, label: int) -> "Split":
         """All but one class: the omitted-class experiment."""
+        assert self.labels is not None
         return self.subset((self.labels != label).nonzero().flatten())
 
     def take(self, count: int) -> "Split":
@@ -91,11 +122,11 @@ class Dataset:
     name: str
     spec: DatasetSpec
     image_size: int
-    private: Split
-    public: Split
-    judge: Split
-    train: Split
-    test: Split
+    private: "Split | FolderSplit"
+    public: "Split | FolderSplit"
+    judge: "Split | FolderSplit"
+    train: "Split | FolderSplit"
+    test: "Split | FolderSplit"
     hashes: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -251,9 +282,10 @@ def load_dataset(
     else:
         test = parts[1]
     train = parts[0].subset(order)
+    assert train.labels is not None
     private = Split(train.images[: spec.private], train.labels[: spec.private])
     judge = Split(train.images[spec.private :], train.labels[spec.private :])
     hashes = {"private": private.hash, "public": Split(judge.images).hash, "test": test.hash}
     splits = {"private": private, "judge": judge, "train": train, "test": test}
-    moved = {key: Split(split.images.to(device), split.labels.to(device)) for key, split in splits.items()}
+    moved = {key: split.to(device) for key, split in splits.items()}
     return Dataset(name, spec, image_size, public=Split(moved["judge"].images), hashes=hashes, **moved)

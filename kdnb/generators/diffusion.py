@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -77,9 +78,10 @@ class DiffusionPrior:
         """(C, H, W) of the model's images; None where the model does not say."""
         config = getattr(self.model, "config", None)
         size = getattr(config, "sample_size", None)
-        if size is None:
+        if config is None or size is None:
             return None
-        return config.in_channels, *((size, size) if isinstance(size, int) else size)
+        height, width = (size, size) if isinstance(size, int) else size
+        return config.in_channels, height, width
 
     def for_labels(self, labels: Tensor) -> Callable[[Tensor, int | Tensor], Tensor]:
         """`epsilon` for images of these classes: the classes are checked and mapped here, once for a whole trajectory.
@@ -244,6 +246,7 @@ def load_prior(folder: Path) -> DiffusionPrior:
             than class numbers.
     """
     folder = Path(folder)
+    model_folder: Path | None
     if (folder / "config.json").is_file():
         model_folder = folder
     elif (folder / "model_index.json").is_file():
@@ -282,7 +285,7 @@ def _load_model(folder: Path) -> nn.Module:
         raise InputError(
             f"{folder.name} has no diffusion_pytorch_model.safetensors{found}. Save with safe_serialization=True"
         )
-    kind = _model_class(config.get("_class_name"))
+    kind: Any = _model_class(config.get("_class_name"))
     try:
         model, info = kind.from_pretrained(
             folder, use_safetensors=True, local_files_only=True, output_loading_info=True

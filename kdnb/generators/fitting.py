@@ -55,7 +55,8 @@ class FittedTeacher(nn.Module):
 
     def __init__(self, teacher: nn.Module, shape: tuple[int, int, int], grey: str = "luma"):
         super().__init__()
-        self.teacher, self.shape, self.grey = teacher, tuple(shape), grey
+        channels, height, width = shape
+        self.teacher, self.shape, self.grey = teacher, (channels, height, width), grey
         self.train(teacher.training)
 
     def forward(self, images: Tensor, **kwargs) -> Tensor:

@@ -24,9 +24,9 @@ class Denormalize(nn.Module):
             raise InputError(
                 f"mean and a positive std are needed for every channel, got {tuple(mean)} and {tuple(std)}"
             )
-        mean, std = (torch.tensor(tuple(values), dtype=torch.float64).view(1, -1, 1, 1) for values in (mean, std))
-        self.register_buffer("scale", (2 * std).to(torch.get_default_dtype()), persistent=False)
-        self.register_buffer("shift", (2 * mean - 1).to(torch.get_default_dtype()), persistent=False)
+        means, stds = (torch.tensor(tuple(values), dtype=torch.float64).view(1, -1, 1, 1) for values in (mean, std))
+        self.register_buffer("scale", (2 * stds).to(torch.get_default_dtype()), persistent=False)
+        self.register_buffer("shift", (2 * means - 1).to(torch.get_default_dtype()), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.addcmul(self.shift, x, self.scale)

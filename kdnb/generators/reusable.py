@@ -131,8 +131,11 @@ def parameter_groups(generator: ReusableGenerator, mode: str, lr: float) -> list
 def export_parts(generator: ReusableGenerator, branch: str = "gan1") -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """What a later task loads: state dicts of one branch (`gan1` as released, or `gan2`) and of the decoder, on the CPU."""
     check_name("branch", branch, ("gan1", "gan2"))
-    parts = getattr(generator, branch), generator.decoder
-    return tuple({name: value.detach().cpu().clone() for name, value in part.state_dict().items()} for part in parts)
+    first, second = (
+        {name: value.detach().cpu().clone() for name, value in part.state_dict().items()}
+        for part in (getattr(generator, branch), generator.decoder)
+    )
+    return first, second
 
 
 @torch.no_grad()

@@ -71,7 +71,7 @@ def contrastive_inversion_loss(
             f"views must come in pairs of one shape, got {tuple(proj_local.shape)} and {tuple(proj_global.shape)}"
         )
     rows, columns = proj_local, proj_global
-    if cached_local is not None:
+    if cached_local is not None and cached_global is not None:
         if cached_local.shape != cached_global.shape:
             raise InputError(
                 f"cached views differ in shape: {tuple(cached_local.shape)} and {tuple(cached_global.shape)}"

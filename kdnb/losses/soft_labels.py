@@ -105,6 +105,7 @@ def restore_labels(compressed: CompressedLabels, mode: str, num_classes: int) ->
         raise InputError(f"these compressed labels were not made with mode {mode!r} for {num_classes} classes")
     if kind == "ori":
         return upcast(probs)
+    assert indices is not None
     if kind == "hard":
         return F.one_hot(indices[..., 0].long(), num_classes).float()
     values = upcast(probs)
@@ -222,7 +223,7 @@ def self_mix(
 
     Source: Shen, ICCV 2023 (FerKD). The pairing inside an image is not published; here it is a rotation.
     """
-    num_crops, height, width = crops.shape[1], *crops.shape[-2:]
+    num_crops, (height, width) = crops.shape[1], crops.shape[-2:]
     if shift % num_crops == 0:
         raise InputError(f"shift {shift} pairs each of the {num_crops} crops with itself")
     partners, partner_targets = crops.roll(-shift, 1), targets.roll(-shift, 1)

@@ -34,6 +34,11 @@ class CRD(Method):
     """
 
     needs_indices = True
+    num_images: int  # set when bound
+    classes: Tensor
+    log_normalizer: Tensor
+    memory_s: Tensor
+    memory_t: Tensor
 
     def __init__(
         self,
@@ -123,7 +128,9 @@ class CRD(Method):
         rows = self.momentum * upcast(memory[indices]) + (1 - self.momentum) * vectors
         return memory.index_copy(0, indices, F.normalize(rows, dim=1).to(memory))
 
-    def forward(self, student, teacher, labels, epoch, indices, generator=None) -> dict[str, Tensor]:
+    def forward(self, student, teacher, labels, epoch, indices=None, generator=None) -> dict[str, Tensor]:
+        if indices is None:
+            raise InputError("CRD needs the places of the images in the training split; call it with indices")
         positives, negatives = self.positives(indices, generator), self.negatives(indices, generator)
         places = torch.cat([positives[:, None], negatives], dim=1)
         scores = self.contrast(student.pooled, teacher.pooled, indices, places)

@@ -42,7 +42,8 @@ class MLLD(Method):
     def forward(self, student, teacher, labels, epoch) -> dict[str, Tensor]:
         logits_s, logits_t = [view.logits for view in student], [view.logits for view in teacher]
         temperatures = [self.temperature, *self.extra_temperatures]
-        kd, of_classes, of_batch = self._loss(*logits_s, *logits_t, temperatures, self.standardize_logits)
+        (weak_s, strong_s), (weak_t, strong_t) = logits_s, logits_t
+        kd, of_classes, of_batch = self._loss(weak_s, strong_s, weak_t, strong_t, temperatures, self.standardize_logits)
         terms = {"ce": self.ce_weight * sum(ce_loss(logits, labels) for logits in logits_s)} if self.ce_weight else {}
         return terms | {
             "kd": self.kd_weight * kd,

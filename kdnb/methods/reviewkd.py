@@ -32,6 +32,7 @@ class ReviewFusion(nn.Module):
         x = self.conv1(feat_s)
         if residue is not None:
             residue = F.interpolate(residue, x.shape[2:])
+            assert self.att_conv is not None
             share = self.att_conv(torch.cat([x, residue], dim=1))
             x = x * share[:, :1] + residue * share[:, 1:]
         if x.shape[2:] != size:
@@ -56,7 +57,8 @@ class Review(nn.Module):
 
     def forward(self, feats_s: list[Tensor], sizes: list[tuple[int, int]]) -> list[Tensor]:
         """One map for each teacher map, fine to coarse as the student's maps and the teacher's sizes."""
-        results, residue = [], None
+        results: list[Tensor] = []
+        residue = None
         for fusion, feat_s, size in zip(self.fusions, reversed(feats_s), reversed(sizes), strict=True):
             result, residue = fusion(feat_s, residue, size)
             results.insert(0, result)

@@ -82,7 +82,8 @@ class VID(Method):
         losses = []
         for regressor, feat_s, feat_t in zip(self.regressors, student.feats[1:], teacher.feats[1:], strict=False):
             feat_s, feat_t = pool_to_smaller(feat_s, feat_t.detach())
-            losses.append(vid_loss(*regressor(feat_s), feat_t))
+            mean, variance = regressor(feat_s)
+            losses.append(vid_loss(mean, variance, feat_t))
         return self.base_terms(student, teacher, labels) | {"feature": self.feature_weight * torch.stack(losses).sum()}
 
 

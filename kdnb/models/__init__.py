@@ -194,13 +194,14 @@ def build(
         from kdnb.models.libraries import build_foreign
 
         return build_foreign(foreign, num_classes, in_channels, image_size, mean, std, **kwargs)
+    assert spec is not None
     module = importlib.import_module(f"kdnb.models.{spec.module}")
     model = getattr(module, spec.factory)(num_classes=num_classes, in_channels=in_channels, **spec.kwargs | kwargs)
     if spec.cub:
         from kdnb.models.stems import replace_stem
 
         replace_stem(model)
-    if mean is not None:
+    if mean is not None and std is not None:
         from kdnb.models.base import Normalize
 
         model.normalize = Normalize(mean, std)

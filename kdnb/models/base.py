@@ -42,9 +42,9 @@ class Normalize(nn.Module):
             raise InputError(f"mean has {len(mean)} channels but std has {len(std)}; give one value a channel to each")
         if not all(value > 0 for value in std):
             raise InputError(f"std must be > 0 in every channel, got {tuple(std)}")
-        mean, std = (torch.tensor(values, dtype=torch.float64).view(1, -1, 1, 1) for values in (mean, std))
-        self.register_buffer("scale", (0.5 / std).to(torch.get_default_dtype()), persistent=False)
-        self.register_buffer("shift", ((0.5 - mean) / std).to(torch.get_default_dtype()), persistent=False)
+        means, stds = (torch.tensor(values, dtype=torch.float64).view(1, -1, 1, 1) for values in (mean, std))
+        self.register_buffer("scale", (0.5 / stds).to(torch.get_default_dtype()), persistent=False)
+        self.register_buffer("shift", ((0.5 - means) / stds).to(torch.get_default_dtype()), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.addcmul(self.shift, x, self.scale)

@@ -67,9 +67,9 @@ class FeatureTap(Classifier):
     def extra_repr(self) -> str:
         return f"layers={self.layers}, final={self.final!r}, head={self.head_name.removeprefix('model.')!r}"
 
-    def forward(self, x: Tensor, return_features: bool = False):
+    def forward(self, x: Tensor, return_features: bool = False, preactivations: bool = False):
         x = self.normalize(x)
-        return self.extract(x) if return_features else self.model(x)
+        return self.extract(x, preactivations) if return_features else self.model(x)
 
     def preactivations(self, x: Tensor) -> list[Tensor]:
         raise InputError(
@@ -77,7 +77,9 @@ class FeatureTap(Classifier):
             "take one of kdnb.models.MODELS, or a method that compares maps"
         )
 
-    def extract(self, x: Tensor) -> Features:
+    def extract(self, x: Tensor, preactivations: bool = False) -> Features:
+        if preactivations:
+            self.preactivations(x)
         seen: dict[str, tuple[Tensor, int]] = {}
 
         def keep(name: str, output) -> None:

@@ -66,6 +66,7 @@ def check_foreign(found: ForeignName) -> ForeignName:
     if found.function:
         usercode.check(found.function, ARGUMENTS)
         return found
+    assert found.library is not None
     entries = library_entries(found.library)
     if found.entry not in entries:
         near = difflib.get_close_matches(found.entry, entries, n=1, cutoff=0.5)
@@ -90,6 +91,7 @@ def identity(name: str) -> str:
     if found.function:
         base = found.function.identity
     else:
+        assert found.library is not None
         base = f"{found.library}:{found.entry} {importlib.metadata.version(found.library)}"
     return " ".join([base, *(f"{key}:{value}" for key, value in found.settings.items())])
 

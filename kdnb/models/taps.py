@@ -26,8 +26,13 @@ class Event(NamedTuple):
     height_in: int
 
     @property
+    def map(self) -> Tensor:
+        assert self.output is not None  # only events with a map are asked
+        return self.output
+
+    @property
     def height(self) -> int:
-        return self.output.shape[2]
+        return self.map.shape[2]
 
 
 class Trace(NamedTuple):
@@ -87,7 +92,7 @@ def wrap(
         layers = _stages(trunk, final)
     head = (trace.head or "") if head is None else head
     tap = FeatureTap(model, layers, pooled=pooled, head=head, final=final, note=note)
-    if mean is not None:
+    if mean is not None and std is not None:
         tap.normalize = Normalize(mean, std).to(next(model.parameters()).device)
     return tap
 
@@ -143,7 +148,7 @@ def _watch(model: nn.Module, image_shape: Sequence[int], head: str | None) -> Tr
         events.append(Event(name, module, tensor if _is_map(tensor) else None, tokens, intact, height))
     if head is None:
         head = next((name for name in reversed(entered) if _same(seen[name][1], logits)), None)
-    return Trace(events, head, entered.get(head), logits)
+    return Trace(events, head, None if head is None else entered.get(head), logits)
 
 
 def _height(tensor: Tensor | None) -> int:
@@ -200,7 +205,7 @@ def _averaged(trunk: list[Event], pooled: Tensor | None) -> Event | None:
     """The map whose mean over positions is what enters the head: the largest such (a pooled one is its own mean), the last of that size."""
     if pooled is None:
         return next((event for event in reversed(trunk) if event.intact and "Pool" not in _kind(event)), None)
-    fitting = [one for one in trunk if one.intact and _same(one.output.mean((2, 3)), pooled.flatten(1))]
+    fitting = [one for one in trunk if one.intact and _same(one.map.mean((2, 3)), pooled.flatten(1))]
     return max(enumerate(fitting), key=lambda pair: (pair[1].height, pair[0]))[1] if fitting else None
 
 
@@ -216,7 +221,7 @@ def _why(trunk: list[Event], trace: Trace) -> str:
     """Why no map is averaged into the head, as the end of a sentence."""
     if trace.pooled is None or not trunk:
         return "it has no map before its head"
-    channels, width = trunk[-1].output.shape[1], trace.pooled.flatten(1).shape[1]
+    channels, width = trunk[-1].map.shape[1], trace.pooled.flatten(1).shape[1]
     if len({event.height for event in trunk}) == 1:
         return "its head sees tokens, not the mean of a map"
     return (
@@ -227,6 +232,7 @@ def _why(trunk: list[Event], trace: Trace) -> str:
 
 def _check_final(final: str, trace: Trace) -> None:
     """A final map that the user named must be what the head's inputs are the mean of."""
+    assert trace.pooled is not None
     named = next((event for event in trace.events if event.name == final), None)
     if named is None or (named.output is not None and _same(named.output.mean((2, 3)), trace.pooled.flatten(1))):
         return  # an unknown name is FeatureTap's matter

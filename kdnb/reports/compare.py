@@ -13,7 +13,7 @@ different       anything else; "spread unknown" is added where there are fewer t
 import csv
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -115,7 +115,7 @@ def _whole(folder: Path) -> RunFiles:
     return run
 
 
-def _differing(a: Mapping, b: Mapping, ignored: Sequence[str] = ()) -> Iterator[tuple[str, Any, Any]]:
+def _differing(a: Mapping, b: Mapping, ignored: Collection[str] = ()) -> Iterator[tuple[str, Any, Any]]:
     for name in dict.fromkeys([*a, *b]):
         if name not in ignored and a.get(name) != b.get(name):
             yield name, a.get(name), b.get(name)
@@ -134,9 +134,11 @@ def _differing_tables(a: RunFiles, b: RunFiles) -> Iterator[tuple[str, str | Non
         pairs = zip(ours.get(name, []), theirs.get(name, []), strict=False)
         number = next((number for number, (x, y) in enumerate(pairs, start=1) if x != y), None)
         if number is None:
-            yield name, *(f"{len(found[name])} lines" if name in found else None for found in (ours, theirs))
+            first, second = (f"{len(found[name])} lines" if name in found else None for found in (ours, theirs))
+            yield name, first, second
         else:
-            yield (name, *(f"line {number}: {','.join(found[name][number - 1])}" for found in (ours, theirs)))
+            first, second = (f"line {number}: {','.join(found[name][number - 1])}" for found in (ours, theirs))
+            yield name, first, second
 
 
 def _lines(path: Path) -> list[list[str]]:

@@ -55,6 +55,8 @@ def _parse(source: str, notebook: str) -> dict[str, Cell]:
         try:
             if not isinstance(node, ast.AnnAssign) or node.value is None or node.lineno != node.end_lineno:
                 raise ValueError("form")
+            if not isinstance(node.target, ast.Name):
+                raise ValueError("form")
             found[node.target.id] = Cell(
                 ast.unparse(node.annotation), ast.literal_eval(node.value), comments[node.lineno]
             )

@@ -155,7 +155,8 @@ class _Signals:
     """
 
     def __init__(self, watch: Any):
-        self._watch, self._armed, self._before = watch, False, {}
+        self._watch, self._armed = watch, False
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "_Signals":
         if threading.current_thread() is threading.main_thread():

@@ -139,7 +139,8 @@ def kernel_class(watch: Watch, environment: dict[str, str], cwd: Path) -> type[A
             return await super()._async_pre_start_kernel(**kwargs)
 
         async def _async_post_start_kernel(self, **kwargs: Any) -> None:
-            watch.process = self.provisioner.process
+            provisioner: Any = self.provisioner  # a local one, which has a process
+            watch.process = provisioner.process
             await super()._async_post_start_kernel(**kwargs)
 
     return Kernel

@@ -318,7 +318,7 @@ def _check_teachers(values: Parameters) -> None:
         if path and not Path(path).is_file():
             raise InputError(f"{name} {Path(path).name} does not exist or is no file")
         count = class_count(dataset) if path and dataset and "num_known" not in values else None
-        if count is not None and not parse_foreign(model or ""):
+        if count is not None and dataset and not parse_foreign(model or ""):
             check_classes(Path(path), count, dataset)
 
 

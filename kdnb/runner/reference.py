@@ -9,6 +9,7 @@ import inspect
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from kdnb.methods import METHODS
 from kdnb.models import MODELS
@@ -25,7 +26,7 @@ def _markdown(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _class_of(name: str) -> type:
+def _class_of(name: str) -> Any:
     entry = METHODS[name]
     return getattr(importlib.import_module(f"kdnb.methods.{entry.module}"), entry.cls)
 

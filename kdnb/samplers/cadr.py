@@ -77,6 +77,7 @@ def ddim_step(
             eps = noise_from_estimate(x_t, x0, alpha_bar)
     if eta_ddim == 0.0:
         return _root(alpha_bar_prev) * x0 + _root(1 - alpha_bar_prev) * eps
+    assert noise is not None
     sigma = eta_ddim * _root((1 - alpha_bar_prev) / (1 - alpha_bar)) * _root(1 - alpha_bar / alpha_bar_prev)
     return _root(alpha_bar_prev) * x0 + _root(1 - alpha_bar_prev - sigma**2) * eps + sigma * noise
 

@@ -214,23 +214,29 @@ class MemorySynthesizer:
         self.teacher(part)
         features_part = instance_features(probe.inputs)
         if "cr" in self.weights:
-            cached = ()
+            cached_local, cached_global = None, None
             if len(self.bank):
-                cached = [self.head(half) for half in self.bank.sample(self.config.negatives, rng).chunk(2, dim=1)]
+                cached_local, cached_global = (
+                    self.head(half) for half in self.bank.sample(self.config.negatives, rng).chunk(2, dim=1)
+                )
             terms["cr"] = contrastive_inversion_loss(
-                self.head(features_part), self.head(features_whole), *cached, temperature=self.config.temperature
+                self.head(features_part),
+                self.head(features_whole),
+                cached_local,
+                cached_global,
+                self.config.temperature,
             )
         losses = {name: terms[name] for name in self.weights}
         return weigh(losses, self.weights), torch.cat([features_part, features_whole], dim=1)
 
     def _crops(self, images: Tensor, rng: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Global view: crop after padding, flip; local view: a resized crop, flip."""
-        count, size = len(images), images.shape[2]
+        count, (height, width) = len(images), images.shape[2:]
         whole = augment(images, self.config.crop_padding, self.config.flip, rng)
         seed = int(torch.randint(2**31, (), generator=rng, device=images.device))  # boxes are drawn on the CPU
-        boxes = random_boxes(count, *images.shape[2:], LOCAL_SCALE, generator=torch.Generator().manual_seed(seed))
+        boxes = random_boxes(count, height, width, LOCAL_SCALE, generator=torch.Generator().manual_seed(seed))
         flips = torch.rand(count, 1, generator=rng, device=images.device) < 0.5 * self.config.flip
-        return whole, replay_crops(images, boxes[:, None].to(images.device), flips, size)[:, 0]
+        return whole, replay_crops(images, boxes[:, None].to(images.device), flips, height)[:, 0]
 
     def state_dict(self) -> dict:
         return {

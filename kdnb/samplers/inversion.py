@@ -49,7 +49,7 @@ class Problem(NamedTuple):
 class Cheapest:
     """The tensors that were offered with the lowest loss, the earlier on a tie, chosen on the device without waiting for it."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.loss: Tensor | None = None
         self.tensors: tuple[Tensor, ...] = ()
 

@@ -88,6 +88,7 @@ class PoolSupply:
         self.pool.load_state_dict({"images": images.roll(turn, 0), "labels": labels.roll(turn, 0), "pushed": pushed})
 
     def _shard(self, number: int) -> Path:
+        assert self.folder is not None
         return self.folder / "pool" / f"round-{number:06d}.safetensors"
 
 
@@ -114,9 +115,11 @@ class FreshSupply:
 
     def contents(self) -> tuple[Tensor, Tensor]:
         """The batch that the synthesiser made last."""
+        assert self.last is not None
         return self.last.images, self.last.labels
 
     def state_dict(self) -> dict:
+        assert self.last is not None
         return {"images": self.last.images, "labels": self.last.labels}
 
     def load_state_dict(self, state: dict) -> None:

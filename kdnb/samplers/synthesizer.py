@@ -115,7 +115,7 @@ class Synthesizer:
         learned = [parameter for group in groups for parameter in group["params"]]
         gradients = [torch.zeros_like(parameter) for parameter in learned]
         history: list[dict[str, Tensor]] = []
-        best = None
+        best: tuple[Tensor, Tensor] | None = None
         with frozen(self.teacher, self.student), BatchNormProbe(self.teacher) as probe:
             for _ in cut(range(self.num_steps), "generator step"):
                 images = fast(z)
@@ -138,6 +138,7 @@ class Synthesizer:
         if self.meta_update == "reptile":
             gradients = [REPTILE_FACTOR * (slow - quick) for slow, quick in zip(self._learned(), learned, strict=True)]
         self._update(gradients, fast)
+        assert best is not None
         return Synthesis(
             best[1], labels, {name: torch.stack([losses[name] for losses in history]) for name in history[0]}
         )

@@ -6,10 +6,10 @@ With `diswot_scorer` the score is DisWOT's: the fit of an untrained student to a
 import itertools
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -65,13 +65,16 @@ class SearchSpace:
             )
 
     def __iter__(self) -> Iterator[Architecture]:
-        depths = itertools.product(self.blocks, repeat=3) if self.blocks else self.depths
-        for depth, *widths in itertools.product(depths, *self.widths):
-            yield Architecture(depth, tuple(widths))
+        first, second, third = self.widths
+        depths: Iterable[Any] = itertools.product(self.blocks, repeat=3) if self.blocks else self.depths
+        for depth, one, two, three in itertools.product(depths, first, second, third):
+            yield Architecture(depth, (one, two, three))
 
     def neighbours(self, architecture: Architecture) -> list[Architecture]:
         """All architectures that differ in exactly one choice."""
-        depth, widths = architecture
+        depth: Any = architecture.depth
+        widths: Any = architecture.widths
+        others: list[Any]
         if self.blocks:
             others = [
                 (*depth[:stage], other, *depth[stage + 1 :])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kdnb.attacks.bit_flip import NothingToFlip, ProgressiveBitSearch
-from kdnb.attacks.flips import flips_to_chance, random_flips, undo_flips
+from kdnb.attacks.flips import Flip, flips_to_chance, random_flips, undo_flips
 from kdnb.attacks.quantization import Quantization
 from kdnb.data.tensors import Dataset, Split
 from kdnb.errors import InputError
@@ -118,7 +118,8 @@ def random_attack(model: nn.Module, test: Split, counts: Sequence[int], *, bits:
     if list(counts) != sorted(set(counts)) or (counts and counts[0] < 0):
         raise InputError(f"counts of random flips must rise from 0 or more, got {list(counts)}")
     quantization = quantized(model, bits)
-    rng, done, rows = generator_for(seed, "random flips"), [], []
+    rng, rows = generator_for(seed, "random flips"), []
+    done: list[Flip] = []
     for count in counts:
         done += random_flips(quantization, count - len(done), rng)
         rows.append({"flips": count, "accuracy": evaluate(quantization.model, test)["top1"]})
@@ -217,6 +218,8 @@ def attack_sources(
         real: private images. CADR: guided samples of the prior. pool: of the pool. reusable, abandoned: the generator with a fresh first
         branch and, as the second, its own g1 or g2 (in the released study, the branch handed on and the one left behind). noise: uniform.
     """
+    if not isinstance(data.private, Split):
+        raise InputError(f"the attack draws from images in memory; {data.name} stays on disk")
     device = pool.device
     shape = (data.channels, data.image_size, data.image_size)
     found: dict[str, list[Tensor]] = {name: [] for name in ("real", "CADR", "pool", "reusable", "abandoned", "noise")}

@@ -82,7 +82,7 @@ def reuse_study(
         for mode, rule in choices:
             setting = mode if rule is None or len(branch_rules) == 1 else f"{mode} {rule}"
             branch = rule and reused_branch(first, source.model, rule, seed)
-            parts = branch and export_parts(first.generator, branch)
+            parts = export_parts(first.generator, branch) if branch else None
             task = generator_task(
                 data,
                 target_teacher,

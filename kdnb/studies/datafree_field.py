@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -98,7 +98,8 @@ _SEEN = {"crop_padding": 2, "flip": False}
 
 
 def _with(name: str, **changes):
-    return replace(METHODS[name].config, **changes)
+    config: Any = METHODS[name].config
+    return replace(config, **changes)
 
 
 SETTINGS: dict[str, dict[str, Setting]] = {

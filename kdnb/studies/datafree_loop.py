@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kdnb.data.tensors import Split
+from kdnb.data.tensors import OrderedSplit
 from kdnb.errors import InputError
 from kdnb.progress import progress
 from kdnb.randomness import generator_for
@@ -76,7 +76,7 @@ def distil_from_synthesizer(
     synthesizer,
     supply: Supply,
     loss: Callable[[torch.Generator], Tensor],
-    test: Split,
+    test: OrderedSplit,
     config: LoopConfig,
     *,
     seed: int = 0,

@@ -74,7 +74,8 @@ def compare(
     settings = {name: Setting(method) for name, method in BASELINES.items()} | dict(settings)
     for setting in settings.values():
         bound(setting, student, teacher, data, recipe, seed=0, num_images=len(data.train))
-    rows, count = [], len(settings) * len(seeds)
+    rows: list[dict] = []
+    count = len(settings) * len(seeds)
     cells = (
         (name, setting, seed)
         for name, setting in settings.items()
@@ -189,6 +190,7 @@ def measure(
     for images, labels in data.test.batches(batch_size):
         logits_s, logits_t = made.logits(images).float(), teacher(images).float()
         guess = logits_s.argmax(dim=1)
+        assert labels is not None
         omitted = labels == (-1 if omitted_class is None else omitted_class)
         kl = F.kl_div(logits_s.log_softmax(dim=1), logits_t.log_softmax(dim=1), reduction="sum", log_target=True)
         sums += torch.stack(

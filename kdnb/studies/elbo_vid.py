@@ -225,9 +225,8 @@ def vid_bound_on_pairs(
     every = max(1, steps // 20)
 
     def negative_log_q(t: Tensor, s: Tensor) -> Tensor:
-        return vid_loss(
-            *model(s[..., None, None]), t[..., None, None]
-        )  # a map of one pixel; nats an element without the constant
+        mean, variance = model(s[..., None, None])  # a map of one pixel
+        return vid_loss(mean, variance, t[..., None, None])  # nats an element without the constant
 
     @torch.no_grad()
     def row_at(step: int, losses: Tensor) -> dict:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from kdnb.data.augmentation import augment
-from kdnb.data.tensors import Split
+from kdnb.data.tensors import OrderedSplit
 from kdnb.errors import InputError
 from kdnb.generators.fitting import FittedTeacher, fit_images, native_shape
 from kdnb.losses import kd_loss
@@ -182,7 +182,7 @@ def distil_online(
     source: Source,
     image_shape: tuple[int, int, int],
     num_classes: int,
-    test: Split,
+    test: OrderedSplit,
     config: OnlineConfig,
     *,
     seed: int = 0,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kdnb.data.domains import PriorDomain
 from kdnb.data.tensors import Dataset, Split
+from kdnb.errors import InputError
 from kdnb.generators.diffusion import DiffusionPrior
 from kdnb.samplers.cadr import SEPARATE, GuidanceConfig
 from kdnb.studies.fast_ad import OnlineConfig, Source, diffusion_source, distil_online, noise_source, pool_source
@@ -126,6 +127,8 @@ def guided_student(
         synthesis, guidance included, and `student_seconds`: processor time, which other work on the machine disturbs little.
     """
     shape, split = (data.channels, data.image_size, data.image_size), evaluated_on or data.test
+    if not isinstance(split, Split):
+        raise InputError(f"made images are measured against images in memory; {data.name} stays on disk")
     clock = _Clock()
     with _source(source_name, shape, networks.teacher, prior, guidance, domain, solver, num_steps) as source:
         found = distil_online(

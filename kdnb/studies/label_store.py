@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -168,9 +169,8 @@ def make_store(
 def _draw_crops(images: Tensor, recipe: dict, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Boxes (N, M, 4) and flips (N, M) on the CPU."""
     N, M = len(images), recipe["num_crops"]
-    boxes = random_boxes(N * M, *images.shape[-2:], tuple(recipe["scale"]), tuple(recipe["ratio"]), generator).view(
-        N, M, 4
-    )
+    height, width = images.shape[-2:]
+    boxes = random_boxes(N * M, height, width, tuple(recipe["scale"]), tuple(recipe["ratio"]), generator).view(N, M, 4)
     flips = torch.rand(N, M, generator=generator) < 0.5
     return boxes, flips & recipe["flip"]
 
@@ -261,7 +261,7 @@ def _read_shards(folder: Path, index: dict, images: Tensor) -> dict[str, Tensor 
                 f"{_shard_path(folder, number).name} is not the one the index of {folder.name} names; make the store anew"
             )
         shards.append(shard)
-    fields = {
+    fields: dict[str, Any] = {
         name: None if shards[0][name] is None else torch.cat([shard[name] for shard in shards]) for name in _FIELDS
     }
     if len(fields["boxes"]) != len(images):

@@ -55,6 +55,9 @@ def discovery_task(data: Dataset, num_known: int) -> Task:
         raise InputError(
             f"discovery needs at least 2 known and 2 novel classes, got {num_known} known of {data.num_classes}"
         )
+    if not (isinstance(data.train, Split) and isinstance(data.test, Split)):
+        raise InputError(f"discovery needs a data set in memory; {data.name} stays on disk")
+    assert data.train.labels is not None and data.test.labels is not None
     is_known = data.train.labels < num_known
     novel = data.train.subset(~is_known)
     return Task(
@@ -106,11 +109,12 @@ class ViewSplit:
         return self.unlabelled.device
 
     @property
-    def labels(self) -> Tensor:
+    def labels(self) -> Tensor | None:
         return self.unlabelled.labels
 
     def epoch(self, seed: int, epoch: int, batch_size: int, steps: range) -> Iterator[tuple[Tensor, Tensor]]:
         """Views (B, V C, H, W) and labels (B,)."""
+        assert self.known.labels is not None and self.unlabelled.labels is not None
         order, half = self.unlabelled.permutation(seed, epoch), batch_size // 2
         for step in steps:
             generator = generator_for(seed, "views", epoch, step)
@@ -311,6 +315,7 @@ def assignment(guesses: Tensor, labels: Tensor, num_known: int, num_classes: int
 
 def discovery_accuracy(net: nn.Module, test: Split, num_known: int) -> dict[str, float]:
     """Accuracy on test images of known, novel and all classes; nobody tells the network which kind an image is (task-agnostic)."""
+    assert test.labels is not None
     cosines = predictions(net, test.images)
     names = assignment(cosines.argmax(1), test.labels, num_known, cosines.shape[1])
     right, known = names[cosines.argmax(1)] == test.labels, test.labels < num_known

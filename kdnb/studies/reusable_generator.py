@@ -4,7 +4,7 @@ import dataclasses
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -56,7 +56,9 @@ _RELEASED_SIZES = {
 }
 
 
-def generator_config(data: Dataset, values: Mapping | None = None, *, teacher: str = "", **changes) -> GeneratorConfig:
+def generator_config(
+    data: Dataset, values: Mapping[str, Any] | None = None, *, teacher: str = "", **changes
+) -> GeneratorConfig:
     """How generators of this data set are trained here: the recipe of `GENERATOR_RECIPES` (default: as published) with the data set's
     own augmentation, and over it what a notebook's parameters and further `changes` say.
 
@@ -69,12 +71,13 @@ def generator_config(data: Dataset, values: Mapping | None = None, *, teacher: s
     values |= group(values, "loop") if "loop" in values else {}
     if "epsilon" in values:
         values["epsilon"] /= 255
-    given = {_SPELLINGS.get(name, name): value for name, value in values.items()}
+    given: dict[str, Any] = {_SPELLINGS.get(name, name): value for name, value in values.items()}
     given = {name: value for name, value in given.items() if name in fields}
-    published = dict(zip(("adv_weight", "oh_weight"), released_weights(teacher), strict=True))
+    published: dict[str, Any] = dict(zip(("adv_weight", "oh_weight"), released_weights(teacher), strict=True))
     published |= _RELEASED_SIZES.get(data.name, {})
     recipe = GENERATOR_RECIPES.get(data.name) or dataclasses.replace(GeneratorConfig(), **published)
-    return dataclasses.replace(recipe, **{"crop_padding": data.crop_padding, "flip": data.spec.flip} | given | changes)
+    own: dict[str, Any] = {"crop_padding": data.crop_padding, "flip": data.spec.flip}
+    return dataclasses.replace(recipe, **own | given | changes)
 
 
 def released_weights(teacher: str) -> tuple[float, float]:
@@ -85,7 +88,7 @@ def released_weights(teacher: str) -> tuple[float, float]:
 def new_generator(config: GeneratorConfig, data: Dataset, seed: int) -> nn.Module:
     """A generator with fresh weights that depend on the seed alone, on the data set's device."""
     seed_everything(seed)
-    sizes = {
+    sizes: dict[str, Any] = {
         "image_size": data.image_size,
         "channels": data.channels,
         "latent_dim": config.latent_dim,

@@ -84,6 +84,7 @@ class ReplaySplit:
 
     def regions(self) -> Tensor:
         """FerKD's region of every stored crop, (N, M) int64 in 0..3."""
+        assert self.thresholds is not None
         low, middle, top, _ = self.thresholds
         return ferkd_partition(stored_confidence(self.store), low, middle, top)
 
@@ -120,6 +121,7 @@ class ReplaySplit:
         rows = chosen[:, None]
         targets = self.store.labels(chosen, positions)
         if useful is not None:
+            assert self.thresholds is not None
             low, middle, top, smoothing = self.thresholds
             labels = self.labels[chosen][:, None].expand_as(positions)
             targets, keep = ferkd_targets(targets, labels, low, middle, top, smoothing)

@@ -108,6 +108,7 @@ def behaviour_sources(
     private, test = data.private.take(count), data.test.take(count)
     found = {"private": (private.images, private.labels), "test": (test.images, test.labels)}
     if synthetic is not None:
+        assert synthetic.labels is not None
         found["synthetic"] = (synthetic.images[-count:], synthetic.labels[-count:])
     return found | {
         "gaussian": (torch.randn(test.images.shape, generator=rng, device=device).clamp(-1, 1), None),

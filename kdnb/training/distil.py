@@ -94,7 +94,7 @@ def distil(
     named = isinstance(student, str)
     net, method = bound(setting, student, teacher, data, recipe, seed, len(train))
     key = {
-        "student": identity(student) if named else state_hash(net.plain.state_dict()),
+        "student": identity(student) if isinstance(student, str) else state_hash(net.plain.state_dict()),
         "method": setting.method,
         "hyper": method.hyper,
         "teacher": teacher.hash if method.needs_teacher else None,

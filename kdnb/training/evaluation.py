@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdnb.data.tensors import Split
+from kdnb.data.tensors import OrderedSplit
 
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module, split: Split, predict: Callable | None = None, batch_size: int = 500
+    model: nn.Module, split: OrderedSplit, predict: Callable | None = None, batch_size: int = 500
 ) -> dict[str, float]:
     """Accuracy of a model in eval mode on a labelled split; the model's mode is put back.
 
@@ -27,6 +27,7 @@ def evaluate(
         logits = predict(model(images, return_features=True)) if predict else model(images)
         logits = logits.float()
         k = min(5, logits.shape[1])
+        assert labels is not None
         hits = logits.topk(k, dim=1).indices == labels[:, None]
         sums += torch.stack([hits[:, 0].sum(), hits.sum(), F.cross_entropy(logits, labels, reduction="sum")]).double()
     model.train(training)

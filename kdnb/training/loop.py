@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from kdnb import methods
 from kdnb.data.augmentation import augment, strong_augment
-from kdnb.data.tensors import Split
+from kdnb.data.tensors import AnySplit, OrderedSplit, Split
 from kdnb.errors import InputError
 from kdnb.methods.base import Method
 from kdnb.models.base import Classifier
@@ -48,8 +48,8 @@ class Fit:
 
 def fit(
     student: nn.Module,
-    train: Split,
-    test: Split,
+    train: AnySplit,
+    test: OrderedSplit,
     recipe: Recipe,
     *,
     method: nn.Module | None = None,
@@ -90,7 +90,7 @@ def fit(
     history = work["history"]  # a row for each epoch done; `work.done` counts steps
     for epoch in progress(range(len(history), recipe.epochs), description, recipe.epochs, len(history)):
         steps = range(max(work.done - epoch * steps_per_epoch, 0), steps_per_epoch)
-        order = train.permutation(seed, epoch).to(train.device) if method.needs_indices else None
+        order = _whole(train).permutation(seed, epoch).to(train.device) if method.needs_indices else None
         batches = zip(steps, train.epoch(seed, epoch, recipe.batch_size, steps), strict=True)
         for step, (images, labels) in cut(batches, "step", len(steps)):
             total_step = epoch * steps_per_epoch + step
@@ -178,7 +178,7 @@ class _Trainer:
             self.averaged.update_parameters(nn.ModuleList([self.student, self.method]))
         return terms
 
-    def evaluate(self, test: Split) -> dict[str, float]:
+    def evaluate(self, test: OrderedSplit) -> dict[str, float]:
         """Accuracy of the student, or of its average, as the method predicts with it."""
         judged, by = self.averaged.module if self.averaged is not None else (self.student, self.method)
         return evaluate(judged, test, getattr(by, "predict", None))
@@ -192,7 +192,9 @@ class _Trainer:
         self.method.eval()
 
 
-def _check_fit(student: nn.Module, train: Split, method: nn.Module, teacher: nn.Module | None, recipe: Recipe) -> None:
+def _check_fit(
+    student: nn.Module, train: AnySplit, method: nn.Module, teacher: nn.Module | None, recipe: Recipe
+) -> None:
     name = type(method).__name__
     if len(train) < 2:
         raise InputError(f"training needs at least 2 images, got {len(train)}")
@@ -231,13 +233,20 @@ def _check_labels(labels: Tensor | None, student: nn.Module) -> None:
         )
 
 
-def _with_features(train: Split, device: torch.device, *models: nn.Module | None) -> list[nn.Module | None]:
+def _whole(train: AnySplit) -> OrderedSplit:
+    assert isinstance(train, OrderedSplit), f"{type(train).__name__} has no order of single images"
+    return train
+
+
+def _with_features(train: AnySplit, device: torch.device, *models: nn.Module | None) -> list[nn.Module | None]:
     """Networks that are not ours are wrapped, after the first image."""
     foreign = [model for model in models if model is not None and not isinstance(model, Classifier)]
     if not foreign:
         return list(models)
-    shape = next(train.batches(1))[0].shape[1:]
-    return [as_classifier(model.to(device), shape) if model in foreign else model for model in models]
+    shape = next(_whole(train).batches(1))[0].shape[1:]
+    return [
+        as_classifier(model.to(device), shape) if model is not None and model in foreign else model for model in models
+    ]
 
 
 def _check_layout(student: nn.Module, recipe: Recipe, device: torch.device) -> None:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from torch import nn
 
@@ -67,7 +68,7 @@ class Trained:
         return self.history[-1]["top1"]
 
 
-Model = (
+Model: TypeAlias = (
     str | nn.Module | Callable[[], nn.Module]
 )  # a name; a network; or what makes one, for fresh weights at every seed
 

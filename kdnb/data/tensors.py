@@ -229,7 +229,7 @@ def _cifar(folder: Path, name: str) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 # (folder of the files; None where the data come with a package) -> one or two pairs: images (N, C, H, W) in [0, 1], labels (N,)
-READERS: dict[str, Callable[[Path | None], list[tuple[np.ndarray, np.ndarray]]]] = {
+READERS: dict[str, Callable[..., list[tuple[np.ndarray, np.ndarray]]]] = {
     "digits": _digits,
     "fashion_mnist": _fashion,
     "cifar10": partial(_cifar, name="cifar10"),

@@ -78,6 +78,7 @@ def sort_by_confidence(teacher: nn.Module, split: Split) -> dict[str, tuple[Tens
     logits = predict_logits(teacher, split.images)
     confidence, predicted = logits.softmax(dim=1).max(dim=1)
     order = confidence.argsort(descending=True, stable=True)
+    assert split.labels is not None
     right = (predicted == split.labels)[order]
     chosen = {"right": order[right], "wrong": order[~right]}
     found = (split.images, predicted, confidence, split.labels)

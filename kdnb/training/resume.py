@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kdnb.errors import InputError
 from kdnb.randomness import random_state, set_random_state
+from kdnb.rehearsal import seldom
 from kdnb.storage.checkpoints import Checkpointer
 
 SAVE_EVERY = 20.0  # seconds between checkpoints; what a kill can cost. Results do not depend on it.
@@ -79,7 +80,8 @@ class Resumable:
             self._check()
         parts = {name: part.state_dict() for name, part in self._parts.items()}
         state = {"parts": parts, "values": self._values, "recipe": self._recipe, "random": random_state()}
-        self._saver.save(done, state | {"seconds": self.seconds})
+        with seldom(1.0 if last else 0.0):  # those between come by the clock, and each replaces the one before
+            self._saver.save(done, state | {"seconds": self.seconds})
         self._kept, self._saved = done, time.monotonic()
 
     def _restore(self, done: int, state: dict, device: torch.device | None) -> None:

@@ -742,8 +742,9 @@ def class_maps(maps: Mapping[str, Tensor], labels: Tensor, names: Sequence[str],
     for axis, (title, points) in zip(axes[0], maps.items(), strict=True):
         x, y = points.cpu().numpy().T
         for place, index in enumerate(found):
-            look = _look(place) if place < 10 else {"color": "0.8", "marker": "."}
-            look = {"color": look["color"], "marker": look["marker"], "label": names[index] if place < 10 else None}
+            look = {"color": "0.8", "marker": "."}
+            if place < 10:  # six colours: the seventh, black, is that of the marked class
+                look = {"color": COLOURS[place % 6], "marker": _MARKERS[place], "label": names[index]}
             of_class = classes == index
             axis.scatter(x[of_class], y[of_class], s=8, alpha=0.6, linewidth=0, **look)
         if marked is not None:

@@ -19,9 +19,8 @@ from kdnb.data.augmentation import augment, strong_augment
 from kdnb.data.tensors import Split
 from kdnb.errors import InputError
 from kdnb.methods.base import Method
-from kdnb.models.base import Classifier
 from kdnb.models.frozen import batch_statistics
-from kdnb.models.taps import as_classifier
+from kdnb.models.taps import as_classifier, gives_features
 from kdnb.progress import progress
 from kdnb.randomness import generator_for, seed_everything
 from kdnb.rehearsal import cut, rehearsing
@@ -233,7 +232,7 @@ def _check_labels(labels: Tensor | None, student: nn.Module) -> None:
 
 def _with_features(train: Split, device: torch.device, *models: nn.Module | None) -> list[nn.Module | None]:
     """Networks that are not ours are wrapped, after the first image."""
-    foreign = [model for model in models if model is not None and not isinstance(model, Classifier)]
+    foreign = [model for model in models if model is not None and not gives_features(model)]
     if not foreign:
         return list(models)
     shape = next(train.batches(1))[0].shape[1:]

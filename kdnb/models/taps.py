@@ -49,9 +49,12 @@ class Trace(NamedTuple):
 
 def as_classifier(model: nn.Module, image_shape: Sequence[int], **taps) -> nn.Module:
     """The model itself where it can give features, else wrapped; `taps` as `wrap`."""
-    if isinstance(model, Classifier) or "return_features" in inspect.signature(model.forward).parameters:
-        return model
-    return wrap(model, image_shape, **taps)
+    return model if gives_features(model) else wrap(model, image_shape, **taps)
+
+
+def gives_features(model: nn.Module) -> bool:
+    """Whether its forward pass takes `return_features`."""
+    return isinstance(model, Classifier) or "return_features" in inspect.signature(model.forward).parameters
 
 
 def wrap(

@@ -19,9 +19,8 @@ from kdnb.data.augmentation import augment, strong_augment
 from kdnb.data.tensors import AnySplit, OrderedSplit, Split
 from kdnb.errors import InputError
 from kdnb.methods.base import Method
-from kdnb.models.base import Classifier
 from kdnb.models.frozen import batch_statistics
-from kdnb.models.taps import as_classifier
+from kdnb.models.taps import as_classifier, gives_features
 from kdnb.progress import progress
 from kdnb.randomness import generator_for, seed_everything
 from kdnb.rehearsal import cut, rehearsing
@@ -240,7 +239,7 @@ def _whole(train: AnySplit) -> OrderedSplit:
 
 def _with_features(train: AnySplit, device: torch.device, *models: nn.Module | None) -> list[nn.Module | None]:
     """Networks that are not ours are wrapped, after the first image."""
-    foreign = [model for model in models if model is not None and not isinstance(model, Classifier)]
+    foreign = [model for model in models if model is not None and not gives_features(model)]
     if not foreign:
         return list(models)
     shape = next(_whole(train).batches(1))[0].shape[1:]

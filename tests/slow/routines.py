@@ -37,7 +37,7 @@ from kdnb.studies import (
     reusable_generator,
 )
 from kdnb.studies.soft_labels import ReplaySplit
-from kdnb.training.loop import loop, resume
+from kdnb.training import loop, resume
 from kdnb.training.recipe import Recipe
 from tests.generators.test_diffusion import Dropping
 from tests.studies.test_datafree_field import data, tiny

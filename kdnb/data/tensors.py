@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -37,7 +37,6 @@ class AnySplit(Protocol):
     def epoch(self, seed: int, epoch: int, batch_size: int, steps: range) -> Iterator[tuple[Tensor, Tensor | None]]: ...
 
 
-@runtime_checkable
 class OrderedSplit(AnySplit, Protocol):
     """Images that can be asked for in order, too: a `Split`, or a `FolderSplit` on disk."""
 

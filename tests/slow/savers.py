@@ -30,11 +30,11 @@ from kdnb.runner import execute, kernel
 from kdnb.runner.execute import run_notebook
 from kdnb.runner.plan import Plan
 from kdnb.runs import Run
-from kdnb.samplers.replay_buffer import ReplayBuffer
+from kdnb.samplers.supply import PoolSupply
 from kdnb.storage.cache import artifact
 from kdnb.storage.checkpoints import Checkpointer, load_state, save_state
 from kdnb.storage.files import read_record, write_record
-from kdnb.studies import bfa_attack, generator_loop
+from kdnb.studies import bfa_attack, datafree_loop, generator_loop
 from kdnb.studies.bfa_attack import attack
 from kdnb.studies.label_store import make_store, open_store
 from kdnb.training import resume
@@ -207,7 +207,7 @@ def generator(folder: Path, mark: Callable[[], None]) -> None:
             mark()
 
     resume.Checkpointer = Marking
-    resume.time = generator_loop.time = SimpleNamespace(monotonic=lambda: 0.0)  # equal times, equal bits
+    resume.time = datafree_loop.time = SimpleNamespace(monotonic=lambda: 0.0)  # equal times, equal bits
     config = generator_loop.GeneratorConfig(
         **vars(CONFIG) | {"warmup": 0, "epochs": 2, "inner_steps": 1, "student_steps": 1}
     )
@@ -223,9 +223,9 @@ def look_at_pool(folder: Path) -> str:
     found = Checkpointer(folder).load()
     if found is None:
         return NOTHING
-    pool = ReplayBuffer(CONFIG.pool_size, (1, 8, 8), torch.device("cpu"))
-    generator_loop._refill(pool, folder, found[0], CONFIG)
-    return digest([*found, *pool.contents()])
+    supply = PoolSupply(CONFIG.pool_size, (1, 8, 8), "cpu", folder=folder)
+    supply.load_state_dict(found[1]["parts"]["supply"])
+    return digest([*found, *supply.contents()])
 
 
 def trail(folder: Path, mark: Callable[[], None]) -> None:

@@ -22,13 +22,12 @@ from kdnb.data.tensors import Split
 from kdnb.errors import InputError
 from kdnb.reports.run_files import read_run
 from kdnb.runs import Run
-from kdnb.samplers.replay_buffer import ReplayBuffer
+from kdnb.samplers.supply import PoolSupply
 from kdnb.storage.cache import artifact
 from kdnb.storage.checkpoints import Checkpointer, load_state, save_state
 from kdnb.storage.files import read_record, write_record
 from kdnb.storage.header import check_classes
 from kdnb.studies.bfa_attack import attack
-from kdnb.studies.generator_loop import _refill
 from kdnb.studies.label_store import make_store
 from kdnb.training.importers import read_weights
 from tests.slow.routines import digest, images, network
@@ -73,9 +72,9 @@ GENERATOR = type(CONFIG)(**vars(CONFIG) | {"epochs": 2, "inner_steps": 1, "stude
 
 
 def read_pool(folder: Path) -> str:
-    pool = ReplayBuffer(GENERATOR.pool_size, (1, 8, 8), torch.device("cpu"))
-    _refill(pool, folder, 2, GENERATOR)
-    return digest(pool.contents())
+    supply = PoolSupply(GENERATOR.pool_size, (1, 8, 8), "cpu", folder=folder)
+    supply.load_state_dict({"sizes": [GENERATOR.synthesis_batch] * 2})
+    return digest(supply.contents())
 
 
 @functools.cache

@@ -153,6 +153,7 @@ class Run:
         """Save a matplotlib figure as figures/NAME.png (144 dpi), and as NAME.pdf if no pictures are in it; return the figure."""
         from matplotlib import rc_context
 
+        name = _file_name(name)
         pictures = any(axis.images for axis in figure.axes)
         kinds: dict[str, dict] = {"png": {"Software": None}} | ({} if pictures else {"pdf": {"CreationDate": None}})
         for kind, metadata in kinds.items():

@@ -113,7 +113,7 @@ def assert_refused(done, tmp_path, message):
         ("run needs_data -p dataset=digit", "unknown dataset 'digit'; did you mean 'digits'"),
         ("run needs_data -p teacher=resnet_8", "teacher: unknown model 'resnet_8'; did you mean 'resnet8'"),
         ("run needs_data -p dataset=cifar10", "no complete copy of cifar10 found"),
-        ("run needs_data -p teacher_checkpoint=none.safetensors", "none.safetensors can't be read"),
+        ("run needs_data -p teacher_checkpoint=none.safetensors", "none.safetensors does not exist"),
         ("all --profile standrad", "unknown profile"),
         ("record -n fien", "unknown notebook 'fien'"),
         ("runs", "no runs found; start one with `inv run NOTEBOOK`"),

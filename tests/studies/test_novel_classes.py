@@ -210,7 +210,7 @@ def test_a_pretrained_network_is_read_from_an_earlier_run(tmp_path):
     from kdnb.training.teachers import fresh
 
     normal = {"in_channels": 1, "num_classes": KNOWN + NOVEL, "mean": (0.5,), "std": (0.5,)}
-    data = SimpleNamespace(normalization=normal, channels=1, test=TASK.test)
+    data = SimpleNamespace(normalization=normal, channels=1, image_size=8, test=TASK.test)
     made = CosineNet(fresh("resnet8w4", data, 5), KNOWN, 1).eval()
     save_file(made.state_dict(), tmp_path / "known.safetensors")
     net, found = pretrained(str(tmp_path / "known.safetensors"), "resnet8w4", data, TASK)

@@ -92,7 +92,7 @@ def test_it_can_be_planned(path):
 def test_it_defines_nothing_long_and_imports_no_notebook(path, notebook):
     for cell in code(notebook):
         assert not re.search(r"^class |^%run ", cell.source, re.M)
-        assert len(cell.source.splitlines()) <= (40 if "parameters" in cell.metadata.get("tags", []) else 32)
+        assert len(cell.source.splitlines()) <= (40 if "parameters" in cell.metadata.get("tags", []) else 30)
 
 
 def test_it_reports_its_own_name(path, notebook):

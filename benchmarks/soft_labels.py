@@ -15,7 +15,7 @@ import torch
 
 from kdnb import methods
 from kdnb.data import load
-from kdnb.data.tensors import Split
+from kdnb.data.splits import Split
 from kdnb.methods.stored_labels import StoredLabels
 from kdnb.studies.label_store import make_store
 from kdnb.studies.soft_labels import ReplaySplit, forward_cost

@@ -19,13 +19,13 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from kdnb import models
+from kdnb.choices import BASELINES
 from kdnb.data import load as load_named
 from kdnb.data.own import FOLDER
 from kdnb.data.own_arrays import from_arrays, read_made
 from kdnb.data.tensors import Dataset
 from kdnb.errors import InputError
 from kdnb.intervals import paired_difference
-from kdnb.studies.distillation import BASELINES
 from kdnb.studies.distillation import compare as compare_settings
 from kdnb.training.distil import Distilled, Setting, student_recipe
 from kdnb.training.distil import distil as distil_one

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from kdnb.choices import DOMAINS
 from kdnb.data import load
-from kdnb.data.tensors import Dataset, Split
+from kdnb.data.splits import Split
+from kdnb.data.tensors import Dataset
 from kdnb.errors import InputError, check_name
 from kdnb.randomness import generator_for
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdnb.data.crops import random_boxes
-from kdnb.data.tensors import Split
+from kdnb.data.splits import Split
 from kdnb.errors import InputError, check_name
 from kdnb.randomness import generator_for
 from kdnb.rehearsal import cut
@@ -116,7 +116,7 @@ def frame(picture: Tensor, framing: str, size: int, generator: torch.Generator |
 
 @dataclass(frozen=True, eq=False)
 class FolderSplit:
-    """Pictures in files with their labels; offers training and evaluation what `kdnb.data.tensors.Split` offers.
+    """Pictures in files with their labels; offers training and evaluation what `kdnb.data.splits.Split` offers.
 
     Attributes:
         root: folder that the names start from.

@@ -13,7 +13,8 @@ from torch import Tensor
 from kdnb.data import DatasetSpec
 from kdnb.data.folders import FolderSplit
 from kdnb.data.own import LEAST, check_counts
-from kdnb.data.tensors import Dataset, Split
+from kdnb.data.splits import Split
+from kdnb.data.tensors import Dataset
 from kdnb.errors import InputError
 from kdnb.randomness import generator_for
 

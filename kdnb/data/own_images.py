@@ -10,7 +10,8 @@ from kdnb import usercode
 from kdnb.data.folders import FolderSplit, frame, read_picture
 from kdnb.data.own import LEAST, Listing, OwnName, check_counts, list_pictures
 from kdnb.data.own_arrays import GREY, LARGEST, assemble, from_arrays, read_made
-from kdnb.data.tensors import Dataset, Split
+from kdnb.data.splits import Split
+from kdnb.data.tensors import Dataset
 from kdnb.errors import InputError
 
 IN_MEMORY = 2 * 2**30  # bytes of float tensors; a fixed limit, so that a result does not depend on the machine's memory

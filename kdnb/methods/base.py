@@ -146,7 +146,7 @@ class Method(nn.Module):
         of `attach`, and depend on nothing but the arguments and the global random state.
 
         Args:
-            student, teacher: as trained with. train: the training split, a `kdnb.data.tensors.Split` or like one.
+            student, teacher: as trained with. train: the training split, a `kdnb.data.splits.Split` or like one.
         Raises:
             InputError: the data don't suit the method.
         """

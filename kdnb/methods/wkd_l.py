@@ -106,7 +106,7 @@ def class_features(teacher: nn.Module, train, num_classes: int, images_per_class
     """The teacher's features of the first images of every class, at all places of its last map.
 
     Args:
-        train: a `kdnb.data.tensors.Split` with labels.
+        train: a `kdnb.data.splits.Split` with labels.
         images_per_class: at most; all classes get as many as the smallest one has.
     Returns:
         (K, n H W, D) on the device of the images; zeros for a class without images.

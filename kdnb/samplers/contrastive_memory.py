@@ -23,13 +23,13 @@ from kdnb.models.probes import BatchNormProbe
 from kdnb.samplers.inversion import (
     Cheapest,
     Problem,
-    Synthesis,
     draw_classes,
     require_batch_norm,
     require_sizes,
     stack_losses,
     weigh,
 )
+from kdnb.samplers.synthesizer import Synthesis
 
 LOCAL_SCALE = (0.25, 1.0)  # area of the local view's crop, as released
 

@@ -24,13 +24,13 @@ from kdnb.models.probes import BatchNormProbe
 from kdnb.samplers.inversion import (
     Cheapest,
     Problem,
-    Synthesis,
     draw_classes,
     require_batch_norm,
     require_sizes,
     stack_losses,
     weigh,
 )
+from kdnb.samplers.synthesizer import Synthesis
 
 SCHEDULES = ("constant", "cosine")
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from kdnb.data.augmentation import augment
 from kdnb.generators.latent import LatentGenerator
-from kdnb.samplers.inversion import Problem, Synthesis, require_batch_norm
-from kdnb.samplers.synthesizer import Synthesizer
+from kdnb.samplers.inversion import Problem, require_batch_norm
+from kdnb.samplers.synthesizer import Synthesis, Synthesizer
 
 
 class CroppedSynthesizer:

@@ -17,7 +17,8 @@ from kdnb.generators.noisy import NoisyLayerGenerator, random_embeddings
 from kdnb.losses.datafree import BatchNormMomentum, adversarial_loss, batch_norm_loss, one_hot_loss
 from kdnb.models.frozen import frozen
 from kdnb.models.probes import BatchNormProbe
-from kdnb.samplers.inversion import Cheapest, Problem, Synthesis, require_batch_norm, require_sizes, stack_losses, weigh
+from kdnb.samplers.inversion import Cheapest, Problem, require_batch_norm, require_sizes, stack_losses, weigh
+from kdnb.samplers.synthesizer import Synthesis
 
 
 @dataclass(frozen=True)

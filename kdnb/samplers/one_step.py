@@ -17,15 +17,8 @@ from kdnb.losses.datafree import activation_loss, batch_norm_loss, class_balance
 from kdnb.losses.disagreement import disagreement_l1_loss, disagreement_loss
 from kdnb.models.frozen import frozen
 from kdnb.models.probes import BatchNormProbe
-from kdnb.samplers.inversion import (
-    Problem,
-    Synthesis,
-    require_batch_norm,
-    require_features,
-    require_sizes,
-    stack_losses,
-    weigh,
-)
+from kdnb.samplers.inversion import Problem, require_batch_norm, require_features, require_sizes, stack_losses, weigh
+from kdnb.samplers.synthesizer import Synthesis
 
 CRITERIA = {"kl": disagreement_loss, "l1": disagreement_l1_loss}
 BETAS = (0.5, 0.999)  # of Adam, as in the CMI benchmark

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from kdnb.data.augmentation import augment
-from kdnb.samplers.inversion import Synthesis
 from kdnb.samplers.replay_buffer import ReplayBuffer
+from kdnb.samplers.synthesizer import Synthesis
 from kdnb.storage.checkpoints import load_state, save_state
 
 

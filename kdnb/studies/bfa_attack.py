@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from kdnb.attacks.bit_flip import NothingToFlip, ProgressiveBitSearch
 from kdnb.attacks.flips import Flip, flips_to_chance, random_flips, undo_flips
 from kdnb.attacks.quantization import Quantization
-from kdnb.data.tensors import Dataset, Split
+from kdnb.data.splits import Split
+from kdnb.data.tensors import Dataset
 from kdnb.errors import InputError
 from kdnb.generators.diffusion import DiffusionPrior
 from kdnb.generators.latent import LatentGenerator, draw_latents, refresh_batch_norm

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kdnb.data.tensors import OrderedSplit
+from kdnb.data.splits import OrderedSplit
 from kdnb.errors import InputError
 from kdnb.progress import progress
 from kdnb.randomness import generator_for

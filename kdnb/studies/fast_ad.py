@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from kdnb.data.augmentation import augment
-from kdnb.data.tensors import OrderedSplit
+from kdnb.data.splits import OrderedSplit
 from kdnb.errors import InputError
 from kdnb.generators.fitting import FittedTeacher, fit_images, native_shape
 from kdnb.losses import kd_loss

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from kdnb.attacks.hard_loss import EPSILON, PerturbationTrainer, hard_batch
 from kdnb.choices import HARD_LOSSES
 from kdnb.data.augmentation import augment
-from kdnb.data.tensors import OrderedSplit
+from kdnb.data.splits import OrderedSplit
 from kdnb.errors import InputError, check_name
 from kdnb.generators.latent import draw_latents, refresh_batch_norm
 from kdnb.generators.perturbation import PerturbationGenerator

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from kdnb.data.domains import PriorDomain
-from kdnb.data.tensors import Dataset, Split
+from kdnb.data.splits import Split
+from kdnb.data.tensors import Dataset
 from kdnb.errors import InputError
 from kdnb.generators.diffusion import DiffusionPrior
 from kdnb.samplers.cadr import SEPARATE, GuidanceConfig

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdnb.data.crops import random_boxes, replay_crops
-from kdnb.data.tensors import Dataset, Split
+from kdnb.data.splits import Split
+from kdnb.data.tensors import Dataset
 from kdnb.errors import InputError
 from kdnb.methods.base import positive
 from kdnb.methods.class_relation import ClassRelation

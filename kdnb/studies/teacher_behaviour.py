@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from kdnb import metrics
-from kdnb.data.tensors import Dataset, Split
+from kdnb.data.splits import Split
+from kdnb.data.tensors import Dataset
 from kdnb.losses.datafree import batch_norm_terms
 from kdnb.models.frozen import frozen
 from kdnb.models.probes import BatchNormProbe

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdnb.data.tensors import OrderedSplit
+from kdnb.data.splits import OrderedSplit
 
 
 @torch.inference_mode()

@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from kdnb import methods
 from kdnb.data.augmentation import augment, strong_augment
-from kdnb.data.tensors import AnySplit, OrderedSplit, Split
+from kdnb.data.splits import AnySplit, OrderedSplit, Split
 from kdnb.errors import InputError
 from kdnb.methods.base import Method
 from kdnb.models.frozen import batch_statistics

@@ -11,7 +11,8 @@ from typing import TypeAlias
 from torch import nn
 
 from kdnb.data import DATASETS
-from kdnb.data.tensors import Dataset, Split
+from kdnb.data.splits import Split
+from kdnb.data.tensors import Dataset
 from kdnb.errors import InputError
 from kdnb.models import build, identity
 from kdnb.models.base import Classifier

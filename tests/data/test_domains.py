@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from kdnb.choices import DOMAINS
 from kdnb.data import domains, load
-from kdnb.data.domains import DOMAINS, PROCEDURAL, foreign_images, prior_domain, procedural_images
+from kdnb.data.domains import PROCEDURAL, foreign_images, prior_domain, procedural_images
 from kdnb.errors import InputError
 
 

@@ -10,7 +10,8 @@ import torch
 from torch.nn import functional as F
 
 from kdnb.data import DATASETS, dataset_spec, load
-from kdnb.data.tensors import Split, _resize
+from kdnb.data.splits import Split
+from kdnb.data.tensors import _resize
 from kdnb.errors import InputError
 
 

@@ -13,7 +13,8 @@ from kdnb.errors import InputError
 from kdnb.generators.diffusion import DiffusionPrior, build_prior, linear_alphas_cumprod, load_prior, save_prior
 from kdnb.randomness import generator_for
 from kdnb.studies import prior
-from kdnb.studies.prior import ema_decay_at, train_prior, warm_cosine
+from kdnb.studies.prior import ema_decay_at, train_prior
+from kdnb.training.schedules import warm_cosine
 
 TINY = {"widths": (8,), "norm_groups": 4, "shuffle": 2}
 

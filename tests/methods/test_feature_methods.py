@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from kdnb.data.tensors import Split
+from kdnb.data.splits import Split
 from kdnb.errors import InputError
 from kdnb.losses import at_loss, ce_loss, feature_mse, kd_loss, pkt_loss, rkd_losses, sp_loss, wkd_f_losses
 from kdnb.methods import METHODS, build

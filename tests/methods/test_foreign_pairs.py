@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdnb.data.tensors import Split
+from kdnb.data.splits import Split
 from kdnb.errors import InputError
 from kdnb.methods import build
 from kdnb.models import build as build_model

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from kdnb.data.tensors import Split
+from kdnb.data.splits import Split
 from kdnb.errors import InputError
 from kdnb.methods import METHODS, build, parse_method
 from kdnb.models import build as build_model

@@ -7,7 +7,7 @@ import torch
 
 from kdnb import methods
 from kdnb.data import load
-from kdnb.data.tensors import Split
+from kdnb.data.splits import Split
 from kdnb.methods import METHODS
 from kdnb.models import build
 from kdnb.parameters import resolve

@@ -7,16 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdnb.metrics import entropy
-from kdnb.samplers.cadr import (
-    Guidance,
-    GuidanceConfig,
-    adaptive_rectification,
-    ddim_step,
-    entropy_gate,
-    rectify_noise,
-    tweedie,
-)
+from kdnb.samplers.cadr import Guidance, GuidanceConfig, ddim_step, rectify_noise, tweedie
 from kdnb.samplers.diffusion import sample, timesteps
+from kdnb.samplers.guidance import adaptive_rectification, entropy_gate
 
 
 class RecordedTeacher(nn.Module):

@@ -16,6 +16,7 @@ from kdnb.losses.nkd import (
     target_cross_entropy,
     uskd_non_target,
     uskd_soft_labels_released,
+    without_label,
 )
 from kdnb.losses.normkd import normkd_dkd_per_sample, normkd_per_sample
 from kdnb.losses.rld import rld_left_out, rld_loss, rld_per_sample, sdd_rld_loss
@@ -27,7 +28,6 @@ from kdnb.losses.wkd import (
     sharpen,
     sinkhorn_potentials,
     transport_per_sample,
-    without_label,
 )
 from kdnb.methods.base import cosine_decay, warm_up
 from tests.parity_handlers.logit_methods import _grad, _leaf, _pick, _present, _regions, _sdd

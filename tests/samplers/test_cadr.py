@@ -7,18 +7,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from kdnb.choices import SOLVERS
 from kdnb.errors import InputError
-from kdnb.samplers.cadr import (
-    Guidance,
-    GuidanceConfig,
-    adaptive_rectification,
-    ddim_step,
-    entropy_gate,
-    noise_from_estimate,
-    rectify_noise,
-    tweedie,
-)
-from kdnb.samplers.diffusion import SOLVERS, sample, timesteps
+from kdnb.samplers.cadr import Guidance, GuidanceConfig, ddim_step, noise_from_estimate, rectify_noise, tweedie
+from kdnb.samplers.diffusion import sample, timesteps
+from kdnb.samplers.guidance import adaptive_rectification, entropy_gate
 
 
 class TinyTeacher(nn.Module):

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from kdnb.samplers.cadr import Guidance, GuidanceConfig, adaptive_rectification, tweedie
+from kdnb.samplers.cadr import Guidance, GuidanceConfig, tweedie
 from kdnb.samplers.diffusion import sample
-from kdnb.samplers.guidance import separate_rectification, shifted_views, surprise
+from kdnb.samplers.guidance import adaptive_rectification, separate_rectification, shifted_views, surprise
 from tests.samplers.test_cadr import GaussianPrior, TinyTeacher, problem, statistics_loss
 
 SEPARATE = GuidanceConfig(rule="separate", gate="surprise", lambda_max=1.0, eta=0.7, bn_weight=0.75, ce_weight=1.5)

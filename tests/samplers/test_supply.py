@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from kdnb.samplers.inversion import Synthesis
 from kdnb.samplers.supply import FreshSupply, PoolSupply
+from kdnb.samplers.synthesizer import Synthesis
 
 
 def batch(number: int, count: int) -> Synthesis:

@@ -18,7 +18,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from kdnb import methods
 from kdnb.attacks import bit_flip
-from kdnb.data.tensors import Split
+from kdnb.data.splits import Split
 from kdnb.losses.soft_labels import compress_labels
 from kdnb.methods.stored_labels import StoredLabels
 from kdnb.models import build

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from kdnb.data.tensors import Split
+from kdnb.data.splits import Split
 from kdnb.errors import InputError
 from kdnb.parameters import Parameters
 from kdnb.reports.outcome import read_outcome

@@ -18,7 +18,7 @@ from safetensors.torch import save
 
 from kdnb.data.folders import read_picture
 from kdnb.data.formats import read_cifar_batch, read_idx
-from kdnb.data.tensors import Split
+from kdnb.data.splits import Split
 from kdnb.errors import InputError
 from kdnb.reports.run_files import read_run
 from kdnb.runs import Run

@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 import torch
 
-from kdnb.data.tensors import Split
+from kdnb.data.splits import Split
 from kdnb.errors import InputError
 from kdnb.methods import build as build_method
 from kdnb.models import build

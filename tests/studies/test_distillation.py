@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from kdnb.data import DATASETS
-from kdnb.data.tensors import Dataset, Split
+from kdnb.data.splits import Split
+from kdnb.data.tensors import Dataset
 from kdnb.errors import InputError
 from kdnb.intervals import paired_difference, summarize
 from kdnb.models import build

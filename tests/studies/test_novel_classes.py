@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from kdnb.data import DATASETS
-from kdnb.data.tensors import Dataset, Split
+from kdnb.data.splits import Split
+from kdnb.data.tensors import Dataset
 from kdnb.errors import InputError
 from kdnb.methods import class_relation
 from kdnb.methods.class_relation import ClassRelation

@@ -7,7 +7,7 @@ import torch
 
 from kdnb.data import load
 from kdnb.data.crops import replay_crops
-from kdnb.data.tensors import Split
+from kdnb.data.splits import Split
 from kdnb.errors import InputError
 from kdnb.losses.soft_labels import CONTEXT, DISCARD_EASY, DISCARD_HARD, POSITIVE, compress_labels, soft_cross_entropy
 from kdnb.methods.stored_labels import StoredLabels

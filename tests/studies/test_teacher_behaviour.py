@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdnb.data.tensors import Split
+from kdnb.data.splits import Split
 from kdnb.models import build
 from kdnb.studies.teacher_behaviour import (
     batch_norm_distance,

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from kdnb import methods
-from kdnb.data.tensors import Split
+from kdnb.data.splits import Split
 from kdnb.errors import InputError
 from kdnb.methods.base import Method
 from kdnb.models import build

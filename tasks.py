@@ -389,12 +389,12 @@ def verify(context, run, reuse=False, limit=None):
 @task(iterable=["notebook"], help={"notebook": "name; may be repeated; none: all"})
 def record(context, notebook=None):
     """Run notebooks with their defaults and store the outputs in notebooks/."""
-    from kdnb.runner.keep import record as store
+    from kdnb.runner.keep import record_notebook
     from kdnb.runner.plan import notebook_names
 
     with _one_sentence():
         for name in notebook or notebook_names():
-            outcome = store(name)
+            outcome = record_notebook(name)
             _say(f"{name}: {outcome.describe()}", flush=True)
             if outcome.exit_code:
                 raise Exit(code=outcome.exit_code)

@@ -1,12 +1,12 @@
 """Randomness that can be stored, put back, or asked for by key."""
 
+import hashlib
+import json
 import random
 from collections.abc import Mapping
 
 import numpy as np
 import torch
-
-from kdnb.storage.naming import recipe_key
 
 
 def seed_everything(seed: int) -> None:
@@ -49,5 +49,6 @@ def generator_for(*key: int | str, device: str | torch.device = "cpu") -> torch.
 
     Randomness drawn this way needs no stored state: a resumed loop asks for the same key and gets the same numbers.
     """
-    digest = recipe_key({"key": [str(part) for part in key]})
+    text = json.dumps({"key": [str(part) for part in key]}, separators=(",", ":"), ensure_ascii=False)
+    digest = hashlib.sha256(text.encode()).hexdigest()
     return torch.Generator(device=device).manual_seed(int(digest[:15], 16))

@@ -122,7 +122,7 @@ class ProgressiveBitSearch:
         """Loss and dL/dq = step * dL/dW; the forward pass is recorded for the trials."""
         weights = [layer.module.weight.requires_grad_() for layer in self.quantization.layers]
         if self._reuse:
-            with self._reuse.record():
+            with self._reuse.recording():
                 loss = F.cross_entropy(self.model(self.images), self.labels)
         else:
             loss = F.cross_entropy(self.model(self.images), self.labels)

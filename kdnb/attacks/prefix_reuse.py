@@ -11,7 +11,7 @@ class PrefixReuse:
     """Records what every module returned in one forward pass, and plays it back up to a chosen layer.
 
         reuse = PrefixReuse(model)
-        with reuse.record():
+        with reuse.recording():
             logits = model(x)
         with reuse.from_layer("layer2.0.conv1"):
             changed = model(x)          # modules that had finished before that layer began return their recorded output
@@ -32,7 +32,7 @@ class PrefixReuse:
         self._calls: dict[str, list[tuple[int, int, Tensor | None]]] = {}  # name -> (begin, end, output) of each call
 
     @contextmanager
-    def record(self) -> Iterator[None]:
+    def recording(self) -> Iterator[None]:
         """Forward passes in this block replace the recording; the last one counts."""
         handles = []
         for name, module in self._modules.items():

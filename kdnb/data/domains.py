@@ -48,8 +48,8 @@ class PriorDomain:
     counts: tuple[int, ...]
 
     @property
-    def recipe(self) -> dict:
-        """What tells this set of images from another, for the recipe of an artifact."""
+    def identity(self) -> dict:
+        """What tells this set of images from another, for the name of an artifact."""
         return {"name": self.name, "own": self.own, "foreign": self.foreign, "images": Split(self.images).hash}
 
     def __str__(self) -> str:

@@ -83,7 +83,7 @@ def checklist(run: RunFiles, others: Iterable[RunFiles]) -> list[Item]:
     same = {
         other.seed
         for other in [run, *others]
-        if (other.notebook, other.recipe) == (run.notebook, run.recipe) and other.results
+        if (other.notebook, other.experiment) == (run.notebook, run.experiment) and other.results
     }
     seeds = max(len(same), len(run.parameters.get("seeds") or []))
     commit = str(run.record.get("commit", "unknown"))

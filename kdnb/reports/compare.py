@@ -29,11 +29,11 @@ RULE = (
     f"interval of the first one's experiment over at least {MIN_RUNS} seeds, 95 % for all metrics together"
 )
 _COMPARED = ("parameters", "seeds", "hashes", "versions", "hardware", "execution")
-_OF_THE_OCCASION = {"started", "seconds", "peak_memory_mib", "status"}
+_VARIES_BY_OCCASION = {"started", "seconds", "peak_memory_mib", "status"}
 _MEASURED = re.compile(r"(?:^|_)(?:seconds|minutes|ms|time|memory|mib|gib|speedup)(?:$|_)|per_second", re.IGNORECASE)
 
 
-class Difference(NamedTuple):
+class Mismatch(NamedTuple):
     """An entry that differs: None stands for "not there"."""
 
     section: str
@@ -53,8 +53,8 @@ class Comparison:
     """
 
     verdict: str
-    made_with: list[Difference]
-    results: list[Difference]
+    made_with: list[Mismatch]
+    results: list[Mismatch]
 
     @property
     def same_platform(self) -> bool:
@@ -90,17 +90,19 @@ def compare_runs(first: Path, second: Path) -> Comparison:
     """
     a, b = _whole(first), _whole(second)
     made_with = [
-        Difference(section, *entry)
+        Mismatch(section, *entry)
         for section in _COMPARED
-        for entry in _differing(provenance(a).get(section, {}), provenance(b).get(section, {}), _OF_THE_OCCASION)
+        for entry in _differing(provenance(a).get(section, {}), provenance(b).get(section, {}), _VARIES_BY_OCCASION)
     ]
-    metrics = [Difference("results", *entry) for entry in _differing(_numbers(a), _numbers(b))]
-    tables = [Difference("tables", *entry) for entry in _differing_tables(a, b)]
+    metrics = [Mismatch("results", *entry) for entry in _differing(_numbers(a), _numbers(b))]
+    tables = [Mismatch("tables", *entry) for entry in _differing_tables(a, b)]
     if not metrics and not tables:
         verdict = "equal"
     else:
         experiment = [
-            run for run in map(read_run, runs_beside(a.folder)) if run.recipe == a.recipe and run.folder != b.folder
+            run
+            for run in map(read_run, runs_beside(a.folder))
+            if run.experiment == a.experiment and run.folder != b.folder
         ]
         verdict = _judge(metrics, len(_numbers(a)), experiment)
     return Comparison(verdict, made_with, metrics + tables)
@@ -147,7 +149,7 @@ def _lines(path: Path) -> list[list[str]]:
     return [[row[index] for index in kept if index < len(row)] for row in rows if row and not _MEASURED.search(row[0])]
 
 
-def _judge(metrics: Sequence[Difference], count: int, experiment: Sequence[RunFiles]) -> str:
+def _judge(metrics: Sequence[Mismatch], count: int, experiment: Sequence[RunFiles]) -> str:
     """The verdict on differing metrics out of `count`, given the runs of the first one's experiment."""
     for one in metrics:
         if one.first is None or one.second is None:

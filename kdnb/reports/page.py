@@ -48,24 +48,24 @@ class Summary(NamedTuple):
 # --- summing up ----------------------------------------------------------------------------------------------------------------
 
 
-def summarize(runs: Iterable[RunFiles]) -> list[Summary]:
+def group_runs(runs: Iterable[RunFiles]) -> list[Summary]:
     """Metrics by experiment: runs of a notebook that differ in nothing but the seed are one experiment."""
     runs = list(runs)
     found: dict[tuple, Summary] = {}
     for run in runs:
-        siblings = [other.recipe for other in runs if other.notebook == run.notebook]
+        siblings = [other.experiment for other in runs if other.notebook == run.notebook]
         for row in run.results:
-            key = (run.notebook, canonical(run.recipe), row["metric"])
-            found.setdefault(key, Summary(run.notebook, _difference(run.recipe, siblings), row["metric"], []))
+            key = (run.notebook, canonical(run.experiment), row["metric"])
+            found.setdefault(key, Summary(run.notebook, _difference(run.experiment, siblings), row["metric"], []))
             found[key].values.append((row["seed"], float(row["value"])))
     return list(found.values())
 
 
-def _difference(recipe: dict[str, Any], siblings: list[dict[str, Any]]) -> str:
+def _difference(experiment: dict[str, Any], siblings: list[dict[str, Any]]) -> str:
     """`name=value` of the parameters that are not the same in all experiments of the notebook."""
-    names = [name for name in recipe if any(other.get(name) != recipe[name] for other in siblings)]
-    words = [f"{name}={recipe[name]}" for name in names if name != "by_hand"]
-    return ", ".join(words + (["by hand"] if recipe.get("by_hand") else []))
+    names = [name for name in experiment if any(other.get(name) != experiment[name] for other in siblings)]
+    words = [f"{name}={experiment[name]}" for name in names if name != "by_hand"]
+    return ", ".join(words + (["by hand"] if experiment.get("by_hand") else []))
 
 
 class Paired(NamedTuple):
@@ -125,7 +125,7 @@ def build_report(runs: Iterable[Path], folder: Path, title: str, baseline: str =
         InputError: an unknown baseline.
     """
     found = [read_run(path) for path in runs]
-    folder, summaries = Path(folder), summarize(found)
+    folder, summaries = Path(folder), group_runs(found)
     pairs = differences(summaries, baseline) if baseline else []
     atomic_write(folder / "results.csv", _csv(found))
     pages = [_notebook_page(run, folder / "notebooks") for run in found]
@@ -166,7 +166,7 @@ def write_run_page(folder: Path) -> Path:
     }
     page = _template().render(
         title=f"{run.notebook}, {run.folder.name}",
-        summaries=summarize([run]),
+        summaries=group_runs([run]),
         baseline="",
         pairs=[],
         sections=[section],

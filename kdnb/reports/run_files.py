@@ -39,7 +39,7 @@ class RunFiles(NamedTuple):
         return self.folder.name.endswith(BY_HAND)
 
     @property
-    def recipe(self) -> dict[str, Any]:
+    def experiment(self) -> dict[str, Any]:
         """All parameters but the seed: what makes runs one experiment. What was done by hand is never one with what was not."""
         found = {name: value for name, value in self.parameters.items() if name != "seed"}
         return found | {"by_hand": True} if self.by_hand else found

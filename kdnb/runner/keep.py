@@ -75,7 +75,7 @@ def _has_path(text: str) -> bool:
     return bool(_PATH.search(text)) or any(re.search(rf"(?<![\w.]){re.escape(place)}\b", text) for place in here)
 
 
-def record(name: str) -> Outcome:
+def record_notebook(name: str) -> Outcome:
     """Run one notebook with its defaults and keep the outputs in notebooks/NAME.ipynb.
 
     Raises:

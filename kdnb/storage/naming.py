@@ -1,4 +1,4 @@
-"""Recipes as text and as hashes: what names an artifact and a run folder."""
+"""What something was made from, as text and as a hash: it names an artifact and a run folder."""
 
 import hashlib
 import json
@@ -14,18 +14,18 @@ BY_HAND = "-by-hand"  # end of a run's name whose cells a person ran
 
 
 def canonical(value: Any) -> str:
-    """JSON with sorted keys and no blanks: equal recipes give equal text."""
+    """JSON with sorted keys and no blanks: equal values give equal text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
-def recipe_key(recipe: Mapping) -> str:
-    """First 16 hex digits of the sha256 of the canonical recipe."""
-    return hashlib.sha256(canonical(recipe).encode()).hexdigest()[:16]
+def identity_key(made_from: Mapping) -> str:
+    """First 16 hex digits of the sha256 of what something was made from."""
+    return hashlib.sha256(canonical(made_from).encode()).hexdigest()[:16]
 
 
 def run_name(parameters: Mapping) -> str:
     """`seedS-HASH`: the folder name that identical parameters always get."""
-    return f"seed{parameters.get('seed', 0)}-{recipe_key(dict(parameters))[:10]}"
+    return f"seed{parameters.get('seed', 0)}-{identity_key(dict(parameters))[:10]}"
 
 
 def run_folder(profile: str, notebook: str, parameters: Mapping, by_hand: bool = False) -> Path:

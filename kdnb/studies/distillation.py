@@ -101,7 +101,7 @@ def compare(
                 "top1": made.history[-1]["top1"],
                 "best_top1": best,
             }
-            | measure(made, teacher.model, data, omitted_class)
+            | student_metrics(made, teacher.model, data, omitted_class)
             | {
                 "extra_parameters": made.method.extra_parameters(),
                 "seconds": round(made.seconds, 1),
@@ -182,7 +182,7 @@ def class_correlations(logits: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def measure(
+def student_metrics(
     made: Distilled, teacher: nn.Module, data: Dataset, omitted_class: int | None = None, batch_size: int = 500
 ) -> dict[str, float]:
     """What a student took over from its teacher, on the test split: see `compare`."""

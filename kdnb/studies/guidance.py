@@ -16,7 +16,7 @@ from kdnb.errors import InputError
 from kdnb.generators.diffusion import DiffusionPrior
 from kdnb.samplers.cadr import SEPARATE, GuidanceConfig
 from kdnb.studies.fast_ad import OnlineConfig, Source, diffusion_source, distil_online, noise_source, pool_source
-from kdnb.studies.synthesis import measure
+from kdnb.studies.synthesis import image_scores
 from kdnb.training.teachers import fresh
 
 
@@ -144,7 +144,7 @@ def guided_student(
             description=source_name,
         )
     seconds, student_seconds = clock.inside, clock.outside
-    measured = measure(found.images, found.labels, networks.teacher, networks.judge, split.images)
+    measured = image_scores(found.images, found.labels, networks.teacher, networks.judge, split.images)
     asked = source_name not in ("noise", "public")
     return {
         "seed": seed,
@@ -206,7 +206,7 @@ def mean_and_spread(rows: Sequence[Mapping], metric: str = "top1") -> dict[tuple
 
 
 def paired_rows(rows: Sequence[Mapping], domain: str, rule: str, baseline: str) -> list[dict]:
-    """The rows of two rules in a domain, for the seeds that both ran with, as `kdnb.comparison.paired_difference` takes them."""
+    """The rows of two rules in a domain, for the seeds that both ran with, as `kdnb.intervals.paired_difference` takes them."""
     found = {
         name: {row["seed"]: row for row in rows if row["domain"] == domain and row["rule"] == name}
         for name in (rule, baseline)

@@ -22,7 +22,7 @@ from kdnb.randomness import generator_for
 from kdnb.rehearsal import cut
 from kdnb.storage.checkpoints import load_state, save_state, state_hash
 from kdnb.storage.files import write_json
-from kdnb.storage.naming import canonical, recipe_key
+from kdnb.storage.naming import canonical, identity_key
 
 FORMAT = "kdnb-soft-labels-1"
 _FIELDS = ("boxes", "flips", "indices", "probs")
@@ -151,7 +151,7 @@ def make_store(
         "seed": seed,
         "images_per_shard": images_per_shard,
     }
-    key, shards, num_classes = recipe_key(recipe), [], None
+    key, shards, num_classes = identity_key(recipe), [], None
     for number in progress(range(-(-len(images) // images_per_shard)), "soft labels", whole=True):
         shard = _finished(folder, number, key)
         if shard is None:

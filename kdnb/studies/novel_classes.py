@@ -1,6 +1,6 @@
 """Novel-class discovery (Cr-KD-NCD): classes without labels are found while the relation to known classes is kept.
 
-Both stages go through `kdnb.training.loop.fit`: pretraining is ordinary cross-entropy of a cosine classifier; for discovery a split hands the
+Both stages go through `kdnb.training.loop.fit`: pretraining is ordinary cross-entropy of a cosine classifier; for discovery a `ViewSplit` hands the
 loop several views of each image, stacked as channels, and the networks here take them apart again.
 """
 
@@ -34,7 +34,7 @@ _CHUNK = 500  # images of one forward pass in evaluation
 # --- data ----------------------------------------------------------------------------------------------------------------------
 
 
-class Task(NamedTuple):
+class ClassSplit(NamedTuple):
     """A data set cut in two: classes 0..num_known-1 keep their labels, the others lose theirs (label -1 in training)."""
 
     num_known: int
@@ -45,7 +45,7 @@ class Task(NamedTuple):
     test_known: Split
 
 
-def discovery_task(data: Dataset, num_known: int) -> Task:
+def split_classes(data: Dataset, num_known: int) -> ClassSplit:
     """Split a data set's training and test images by class.
 
     Raises:
@@ -61,7 +61,7 @@ def discovery_task(data: Dataset, num_known: int) -> Task:
     assert data.train.labels is not None and data.test.labels is not None
     is_known = data.train.labels < num_known
     novel = data.train.subset(~is_known)
-    return Task(
+    return ClassSplit(
         num_known,
         num_novel,
         data.train.subset(is_known),
@@ -216,30 +216,30 @@ class DiscoveryNet(nn.Module):
 
 
 def pretrain(
-    model: str, data: Dataset, task: Task, recipe: Recipe, *, seed: int = 0, folder: Path | None = None
+    model: str, data: Dataset, split: ClassSplit, recipe: Recipe, *, seed: int = 0, folder: Path | None = None
 ) -> tuple[CosineNet, Fit]:
     """Supervised training on the known classes: cross-entropy of cosines / temperature."""
-    net = CosineNet(fresh(model, data, seed), task.num_known, data.channels).to(task.known.device)
-    found = fit(net, task.known, task.test_known, recipe, seed=seed, folder=folder, description="known classes")
+    net = CosineNet(fresh(model, data, seed), split.num_known, data.channels).to(split.known.device)
+    found = fit(net, split.known, split.test_known, recipe, seed=seed, folder=folder, description="known classes")
     return net, found
 
 
-def pretrained(checkpoint: str, model: str, data: Dataset, task: Task, seed: int = 0) -> tuple[CosineNet, Fit]:
+def pretrained(checkpoint: str, model: str, data: Dataset, split: ClassSplit, seed: int = 0) -> tuple[CosineNet, Fit]:
     """What `pretrain` gave in an earlier run, from its `checkpoints/known.safetensors`; its accuracy is measured here.
 
     Raises:
         InputError: the file can't be read, or is of another network or another number of known classes.
     """
-    net = CosineNet(fresh(model, data, seed), task.num_known, data.channels).to(task.known.device)
+    net = CosineNet(fresh(model, data, seed), split.num_known, data.channels).to(split.known.device)
     path = Path(checkpoint)
     weights = match_weights(read_weights(path), net.state_dict(), "prototypes", f"checkpoint {path.name}", model)
     net.load_state_dict(weights)
-    return net.eval(), Fit([{"epoch": 0} | evaluate(net, task.test_known)], 0.0)
+    return net.eval(), Fit([{"epoch": 0} | evaluate(net, split.test_known)], 0.0)
 
 
 def discover(
     old: CosineNet,
-    task: Task,
+    split: ClassSplit,
     recipe: Recipe,
     *,
     num_heads: int = 4,
@@ -266,16 +266,16 @@ def discover(
     if recipe.crop_padding or recipe.flip:
         raise InputError("views are crops already; the recipe of discovery has crop_padding=0 and flip=False")
     torch.manual_seed(seed)
-    net = DiscoveryNet(old, task.num_novel, num_heads, head_hidden, head_width).to(task.known.device)
-    teacher = CosineNet(copy.deepcopy(old.encoder), task.num_known, old.channels, old.temperature, views=True)
+    net = DiscoveryNet(old, split.num_novel, num_heads, head_hidden, head_width).to(split.known.device)
+    teacher = CosineNet(copy.deepcopy(old.encoder), split.num_known, old.channels, old.temperature, views=True)
     teacher.prototypes.data.copy_(old.prototypes.data)
-    teacher.to(task.known.device).eval()
-    method = ClassRelation(task.num_known, num_heads, relation_weight, temperature=old.temperature)
-    views = ViewSplit(task.known, task.novel, num_large, num_small)
+    teacher.to(split.known.device).eval()
+    method = ClassRelation(split.num_known, num_heads, relation_weight, temperature=old.temperature)
+    views = ViewSplit(split.known, split.novel, num_large, num_small)
     found = fit(
         net,
         views,
-        task.test_known,
+        split.test_known,
         recipe,
         method=method,
         teacher=teacher,

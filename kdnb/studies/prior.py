@@ -92,7 +92,7 @@ def train_prior(
         stop_if_not_finite("diffusion prior", {"the loss": losses})
 
     parts = {"model": model, "optimizer": optimizer}
-    work = Resumable(folder, parts, start, device=images.device, recipe=recipe, check=check)
+    work = Resumable(folder, parts, start, device=images.device, made_from=recipe, check=check)
     averages, losses = work["averages"], work["losses"]
 
     for step in progress(range(work.done, steps), "diffusion prior", steps, work.done):
@@ -159,7 +159,7 @@ def trained_prior(
         "architecture": architecture,
         "dataset": data.name,
         "image_size": data.image_size,
-        "domain": domain.recipe,
+        "domain": domain.identity,
         "steps": steps,
         "batch_size": batch_size,
         "lr": lr,

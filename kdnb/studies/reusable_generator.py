@@ -42,7 +42,7 @@ _DIGITS = GeneratorConfig(
     perturbation_width=8,
     perturbation_blocks=2,
 )
-GENERATOR_RECIPES = {
+GENERATOR_SETTINGS = {
     "digits": _DIGITS,
     "fashion_mnist": dataclasses.replace(
         _DIGITS, epochs=30, warmup=3, width=32, synthesis_batch=128, pool_size=5120, student_steps=30, batch_size=128
@@ -59,7 +59,7 @@ _RELEASED_SIZES = {
 def generator_config(
     data: Dataset, values: Mapping[str, Any] | None = None, *, teacher: str = "", **changes
 ) -> GeneratorConfig:
-    """How generators of this data set are trained here: the recipe of `GENERATOR_RECIPES` (default: as published) with the data set's
+    """How generators of this data set are trained here: the recipe of `GENERATOR_SETTINGS` (default: as published) with the data set's
     own augmentation, and over it what a notebook's parameters and further `changes` say.
 
     Args:
@@ -75,7 +75,7 @@ def generator_config(
     given = {name: value for name, value in given.items() if name in fields}
     published: dict[str, Any] = dict(zip(("adv_weight", "oh_weight"), released_weights(teacher), strict=True))
     published |= _RELEASED_SIZES.get(data.name, {})
-    recipe = GENERATOR_RECIPES.get(data.name) or dataclasses.replace(GeneratorConfig(), **published)
+    recipe = GENERATOR_SETTINGS.get(data.name) or dataclasses.replace(GeneratorConfig(), **published)
     own: dict[str, Any] = {"crop_padding": data.crop_padding, "flip": data.spec.flip}
     return dataclasses.replace(recipe, **own | given | changes)
 

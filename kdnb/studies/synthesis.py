@@ -70,7 +70,9 @@ def diversity(images: Tensor, labels: Tensor) -> float:
     return torch.cdist(flat, flat)[same].mean().item()
 
 
-def measure(images: Tensor, labels: Tensor, teacher: nn.Module, judge: nn.Module, real: Tensor) -> dict[str, float]:
+def image_scores(
+    images: Tensor, labels: Tensor, teacher: nn.Module, judge: nn.Module, real: Tensor
+) -> dict[str, float]:
     """How faithful, how credible and how varied are images that were asked to be of `labels`?
 
     Args:

@@ -14,7 +14,7 @@ from kdnb.errors import InputError
 from kdnb.models import identity
 from kdnb.storage.cache import artifact
 from kdnb.storage.checkpoints import state_hash
-from kdnb.storage.naming import recipe_key
+from kdnb.storage.naming import identity_key
 from kdnb.training.loop import fit
 from kdnb.training.recipe import Recipe
 from kdnb.training.teachers import Model, Trained, fresh
@@ -127,7 +127,7 @@ def distil(
     state = artifact("student", key, make) if named else make(None)
     net.load_state_dict(state["student"])
     method.load_state_dict(state["method"])
-    return Distilled(net.eval(), method.eval(), state["history"], state["seconds"], recipe_key(key))
+    return Distilled(net.eval(), method.eval(), state["history"], state["seconds"], identity_key(key))
 
 
 def bound(

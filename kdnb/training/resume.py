@@ -33,13 +33,13 @@ class Resumable:
         parts: objects with `state_dict` and `load_state_dict`, by name; restored in place.
         values: everything else that goes on from step to step, by name; read and written as `work[name]`.
         device: where tensors among the values belong; None: they stay on the CPU.
-        recipe: what the checkpoints must have been made with.
+        made_from: what the checkpoints must have been made from.
         check: called before a checkpoint is written; raises if the state is not worth keeping.
     Attributes:
         done: steps done, 0 where nothing was found.
         seconds: spent so far, before a kill included.
     Raises:
-        InputError: the folder holds checkpoints of another recipe, or only damaged ones.
+        InputError: the folder holds checkpoints of other work, or only damaged ones.
     """
 
     def __init__(
@@ -49,11 +49,11 @@ class Resumable:
         values: Mapping[str, Any] | None = None,
         *,
         device: torch.device | None = None,
-        recipe: Mapping | None = None,
+        made_from: Mapping | None = None,
         check: Callable[[], None] | None = None,
     ):
         self._saver, self._parts, self._values = Checkpointer(folder), dict(parts), dict(values or {})
-        self._recipe, self._check = dict(recipe or {}), check
+        self._made_from, self._check = dict(made_from or {}), check
         self.done, self._spent = 0, 0.0
         if restored := self._saver.load():
             self._restore(*restored, device)
@@ -79,15 +79,15 @@ class Resumable:
         if self._check:
             self._check()
         parts = {name: part.state_dict() for name, part in self._parts.items()}
-        state = {"parts": parts, "values": self._values, "recipe": self._recipe, "random": random_state()}
+        state = {"parts": parts, "values": self._values, "made_from": self._made_from, "random": random_state()}
         with seldom(1.0 if last else 0.0):  # those between come by the clock, and each replaces the one before
             self._saver.save(done, state | {"seconds": self.seconds})
         self._kept, self._saved = done, time.monotonic()
 
     def _restore(self, done: int, state: dict, device: torch.device | None) -> None:
-        if state["recipe"] != self._recipe:
+        if state["made_from"] != self._made_from:
             raise InputError(
-                f"the folder holds checkpoints of another recipe: {state['recipe']}, asked for {self._recipe}; "
+                f"the folder holds checkpoints of other work: {state['made_from']}, asked for {self._made_from}; "
                 "empty it or use another"
             )
         for name, part in self._parts.items():

@@ -12,7 +12,7 @@ LAYERS = ["stem", "block1.conv1", "block1.conv2", "block2.conv1", "block2.conv2"
 def recorded():
     model, images = small_net()
     reuse = PrefixReuse(model)
-    with reuse.record():
+    with reuse.recording():
         logits = model(images)
     return model, images, reuse, logits
 

@@ -89,7 +89,7 @@ def test_procedural_images_are_varied_bounded_and_repeatable(channels):
 
 
 def test_recipes_tell_domains_apart(digits, without_fashion):
-    recipes = [prior_domain(digits, name, max_images=100).recipe for name in DOMAINS]
+    recipes = [prior_domain(digits, name, max_images=100).identity for name in DOMAINS]
     assert len({str(recipe) for recipe in recipes}) == len(DOMAINS)
 
 

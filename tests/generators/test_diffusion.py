@@ -278,7 +278,7 @@ def test_seed_decides_the_draws(images):
 def test_checkpoints_of_another_recipe_are_refused(images, tmp_path, monkeypatch):
     monkeypatch.setattr("kdnb.training.resume.SAVE_EVERY", -1.0)
     train_prior(Dropping(), images, steps=2, folder=tmp_path)
-    with pytest.raises(InputError, match="another recipe"):
+    with pytest.raises(InputError, match="other work"):
         train_prior(Dropping(), images, steps=3, folder=tmp_path)
 
 

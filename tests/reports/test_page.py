@@ -8,7 +8,7 @@ import pytest
 
 from kdnb.errors import InputError
 from kdnb.reports.checklist import checklist
-from kdnb.reports.page import build_report, differences, report, summarize
+from kdnb.reports.page import build_report, differences, group_runs, report
 from kdnb.reports.run_files import find_runs, read_run
 from kdnb.storage.files import write_record
 
@@ -43,19 +43,19 @@ def outputs(tmp_path, monkeypatch):
 
 def test_several_seeds_are_summed_up_as_mean_and_sample_deviation(outputs):
     runs = [make_run(outputs, seed, value, epochs=2) for seed, value in ((0, 0.90), (1, 0.92), (2, 0.94))]
-    (row,) = summarize(map(read_run, runs))
+    (row,) = group_runs(map(read_run, runs))
     assert row.mean == pytest.approx(0.92) and row.std == pytest.approx(0.02)
     assert row.text == "0.92 ± 0.02" and [seed for seed, _ in row.values] == ["0", "1", "2"] and row.variant == ""
 
 
 def test_one_seed_has_no_deviation(outputs):
-    (row,) = summarize([read_run(make_run(outputs, 0, 0.987654))])
+    (row,) = group_runs([read_run(make_run(outputs, 0, 0.987654))])
     assert row.std is None and row.text == "0.9877"
 
 
 def test_experiments_that_differ_are_kept_apart_and_named_by_the_difference(outputs):
     runs = [make_run(outputs, seed, 0.5, method=method, epochs=2) for method in ("kd", "dkd") for seed in (0, 1)]
-    rows = summarize(map(read_run, runs))
+    rows = group_runs(map(read_run, runs))
     assert [(row.variant, len(row.values)) for row in rows] == [("method=kd", 2), ("method=dkd", 2)]
 
 
@@ -149,7 +149,7 @@ def test_differences_to_a_baseline_are_paired_by_seed(outputs):
         for method, row in values.items()
         for seed, value in enumerate(row)
     ]
-    (row,) = differences(summarize(map(read_run, runs)), "method=kd")
+    (row,) = differences(group_runs(map(read_run, runs)), "method=kd")
     assert (row.variant, row.metric, row.n) == ("method=dkd", "top1", 3)
     assert row.mean == pytest.approx(0.02) and row.high - row.mean == pytest.approx(
         4.302653 * 0.01 / 3**0.5
@@ -185,7 +185,7 @@ def test_a_run_by_hand_is_badged_and_counts_with_no_other(outputs):
     clean = make_run(outputs, 0, 0.9, epochs=2)
     hand = make_run(outputs, 1, 0.1, epochs=2)
     hand = hand.rename(hand.with_name(f"{hand.name}-by-hand"))
-    rows = summarize(map(read_run, (clean, hand)))
+    rows = group_runs(map(read_run, (clean, hand)))
     assert [(row.variant, row.mean) for row in rows] == [("", 0.9), ("by hand", 0.1)]
     page = build_report([clean, hand], outputs / "demo", "demo")
     assert page.read_text().count('class="badge">by hand') == 1 and "perhaps edited" in page.read_text()

@@ -7,7 +7,7 @@ import pytest
 
 from kdnb.errors import InputError
 from kdnb.runner import keep
-from kdnb.runner.keep import clean, problems, record
+from kdnb.runner.keep import clean, problems, record_notebook
 
 FIXTURES = Path(__file__).parents[1] / "notebooks"
 
@@ -124,7 +124,7 @@ def project(tmp_path, monkeypatch):
 
 def test_a_recorded_notebook_holds_the_outputs_of_its_defaults(project):
     before = nbformat.read(project / "fine.ipynb", as_version=4)
-    assert record("fine").status == "ok"
+    assert record_notebook("fine").status == "ok"
     after = nbformat.read(project / "fine.ipynb", as_version=4)
     assert [(cell.id, cell.source) for cell in after.cells] == [(cell.id, cell.source) for cell in before.cells]
     assert [cell.execution_count for cell in after.cells if cell.cell_type == "code"] == [1, 2, 3, 4]
@@ -134,7 +134,7 @@ def test_a_recorded_notebook_holds_the_outputs_of_its_defaults(project):
 
 def test_a_failing_notebook_is_not_stored(project):
     before = (project / "raises.ipynb").read_bytes()
-    assert record("raises").status == "failed"
+    assert record_notebook("raises").status == "failed"
     assert (project / "raises.ipynb").read_bytes() == before
 
 
@@ -143,14 +143,14 @@ def test_a_notebook_that_shows_a_path_is_not_stored(project):
     path.write_text(path.read_text().replace('print(\\"epochs\\", p.epochs)', 'print(\\"/home/me\\")'))
     before = path.read_bytes()
     with pytest.raises(InputError, match="fine is not stored: code cell 4 shows a path"):
-        record("fine")
+        record_notebook("fine")
     assert path.read_bytes() == before
 
 
 def test_a_quick_file_that_differs_from_the_defaults_is_refused(project):
     (project.parent / "params" / "quick" / "fine.yaml").write_text("epochs: 3\n")
     with pytest.raises(InputError, match="defaults differ in epochs"):
-        record("fine")
+        record_notebook("fine")
 
 
 def test_a_notebook_that_is_edited_while_it_runs_is_not_overwritten(project, monkeypatch):
@@ -164,5 +164,5 @@ def test_a_notebook_that_is_edited_while_it_runs_is_not_overwritten(project, mon
 
     monkeypatch.setattr(keep, "run_notebook", run_and_edit)
     with pytest.raises(InputError, match="edited while it ran"):
-        record("fine")
+        record_notebook("fine")
     assert "Ends very well" in path.read_text()

@@ -182,7 +182,7 @@ def discovery(folder: Path | None) -> dict:
     pictures, labels, recipe = images(36, 1, 8), torch.arange(36) % 6, Recipe(epochs=3, batch_size=8, lr=0.02)
     known, new, test = labels < 4, labels >= 4, Split(images(12, 1, 8, 1), torch.arange(12) % 6)
     unlabelled = Split(pictures[new], torch.full((12,), -1))
-    task = novel_classes.Task(
+    task = novel_classes.ClassSplit(
         4, 2, Split(pictures[known], labels[known]), unlabelled, test, test.subset(test.labels < 4)
     )
     old = novel_classes.CosineNet(network(num_classes=6, channels=1), 4, 1)

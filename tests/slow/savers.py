@@ -110,8 +110,8 @@ def make_artifact(folder: Path, mark: Callable[[], None]) -> None:
 
 
 def look_at_artifact(folder: Path) -> str:
-    for recipe in folder.glob("*/*/recipe.json"):
-        assert json.loads(recipe.read_text()) == {"kind": "thing", "size": 1}
+    for record in folder.glob("*/*/made_from.json"):
+        assert json.loads(record.read_text()) == {"kind": "thing", "size": 1}
     for progress in folder.glob("*/*/progress"):
         Checkpointer(progress).load()
     return next(map(loaded, folder.glob("*/*/state.safetensors")), NOTHING)

@@ -17,7 +17,7 @@ from kdnb.randomness import generator_for, random_state, seed_everything, set_ra
 from kdnb.storage.cache import artifact
 from kdnb.storage.checkpoints import Checkpointer, dump_state, load_state, parse_state, save_state, state_hash
 from kdnb.storage.files import atomic_write
-from kdnb.storage.naming import recipe_key
+from kdnb.storage.naming import identity_key
 
 
 def example_state() -> dict:
@@ -138,7 +138,7 @@ def test_a_whole_state_of_another_kind_is_not_taken_for_a_checkpoint_or_an_artif
         assert saver.load() == (1, {"value": 1})
     for size in (1, 2):
         artifact("thing", {"size": size}, lambda _, size=size: {"size": size}, tmp_path)
-    first, second = (next((tmp_path / "thing").glob(f"{recipe_key({'size': size})}/state*")) for size in (1, 2))
+    first, second = (next((tmp_path / "thing").glob(f"{identity_key({'size': size})}/state*")) for size in (1, 2))
     first.write_bytes(second.read_bytes())
     with pytest.warns(UserWarning, match="made anew"):
         assert artifact("thing", {"size": 1}, lambda _: {"size": 1}, tmp_path) == {"size": 1}
@@ -172,8 +172,8 @@ def test_the_state_hash_sees_names_values_shapes_and_types():
 
 
 def test_equal_recipes_have_equal_keys_whatever_their_order():
-    assert recipe_key({"a": 1, "b": [2, 3]}) == recipe_key({"b": [2, 3], "a": 1})
-    assert recipe_key({"a": 1}) != recipe_key({"a": 2})
+    assert identity_key({"a": 1, "b": [2, 3]}) == identity_key({"b": [2, 3], "a": 1})
+    assert identity_key({"a": 1}) != identity_key({"a": 2})
 
 
 def test_an_artifact_is_made_once_and_made_anew_when_damaged(tmp_path):
@@ -189,7 +189,7 @@ def test_an_artifact_is_made_once_and_made_anew_when_damaged(tmp_path):
     artifact("thing", {"size": 2}, make, tmp_path)
     assert len(calls) == 2
     stored = next(tmp_path.rglob("state.safetensors"))
-    assert json.loads(stored.with_name("recipe.json").read_text())["kind"] == "thing"
+    assert json.loads(stored.with_name("made_from.json").read_text())["kind"] == "thing"
     stored.write_bytes(stored.read_bytes()[:-3])
     with pytest.warns(UserWarning, match="made anew"):
         for size in (1, 2):

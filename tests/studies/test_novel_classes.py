@@ -21,9 +21,9 @@ from kdnb.studies.novel_classes import (
     assignment,
     discover,
     discovery_accuracy,
-    discovery_task,
     pretrain,
     relation_matrix,
+    split_classes,
 )
 from kdnb.training.recipe import Recipe
 
@@ -47,7 +47,7 @@ def data() -> Dataset:
     return Dataset("bars", spec, 8, train, Split(train.images), train, train, test)
 
 
-TASK = discovery_task(data(), KNOWN)
+TASK = split_classes(data(), KNOWN)
 
 
 def old_net(seed: int = 0, views: bool = False) -> CosineNet:
@@ -188,8 +188,8 @@ def test_pretraining_learns_the_known_classes_and_discovery_leaves_the_teacher_a
 @pytest.mark.parametrize(
     "call, words",
     [
-        (lambda: discovery_task(data(), 1), "at least 2 known"),
-        (lambda: discovery_task(data(), K - 1), "at least 2 known and 2 novel"),
+        (lambda: split_classes(data(), 1), "at least 2 known"),
+        (lambda: split_classes(data(), K - 1), "at least 2 known and 2 novel"),
         (lambda: ViewSplit(TASK.known, TASK.novel, num_large=1), "two views"),
         (lambda: ViewSplit(TASK.known.subset(torch.arange(0)), TASK.novel), "labelled"),
         (lambda: ClassRelation(1, 2), "num_known"),

@@ -8,7 +8,7 @@ from kdnb.data import load
 from kdnb.errors import InputError
 from kdnb.models import build
 from kdnb.studies.prior import trained_prior
-from kdnb.studies.synthesis import diversity, draw, failures, inception_features, measure, verdicts
+from kdnb.studies.synthesis import diversity, draw, failures, image_scores, inception_features, verdicts
 from kdnb.training.evaluation import pooled_features
 from tests.studies.test_fast_ad import FloatPrior
 
@@ -40,7 +40,7 @@ def test_agreement_counts_the_class_asked_for_and_equal_sets_have_distance_zero(
     images = torch.randn(8, 1, 2, 2, generator=torch.Generator().manual_seed(0))
     images[:, 0, 0, 0] = torch.tensor([1.0, 1, 1, 1, -1, -1, -1, -1])
     labels = torch.tensor([1, 1, 1, 0, 0, 0, 1, 1])
-    found = measure(images, labels, Fixed(), Fixed(), images)
+    found = image_scores(images, labels, Fixed(), Fixed(), images)
     assert found["agreement"] == found["judge_agreement"] == 5 / 8
     assert found["frechet"] == pytest.approx(0, abs=1e-6) and found["entropy"] < 0.01
 

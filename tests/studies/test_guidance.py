@@ -8,10 +8,12 @@ import torch
 from kdnb.data import load
 from kdnb.data.domains import PriorDomain
 from kdnb.models import build
-from kdnb.samplers.cadr import SEPARATE
+from kdnb.samplers.cadr import SEPARATE, GuidanceConfig
 from kdnb.studies.fast_ad import OnlineConfig
 from kdnb.studies.guidance import (
     Networks,
+    compared_rules,
+    guidance_from,
     guidance_rules,
     guided_student,
     mean_and_spread,
@@ -27,6 +29,41 @@ def test_constant_strength_is_cadr_with_an_open_gate():
     rules = guidance_rules(eta=0.3)
     assert rules["unguided"] is None and rules["separate"] == SEPARATE
     assert dataclasses.replace(rules["CADR"], gate="constant") == rules["constant"] and rules["CADR"].eta == 0.3
+
+
+def test_beside_an_own_separate_rule_cadr_is_the_published_one_with_its_shared_constants():
+    own = dataclasses.replace(SEPARATE, eta=0.7, threshold=0.2, sharpness=5.0, xi=1e-4, bn_squared=True, ce_weight=9.0)
+    rules = compared_rules(own)
+    cadr = GuidanceConfig(eta=0.7, threshold=0.2, sharpness=5.0, xi=1e-4, bn_squared=True)
+    assert list(rules) == ["unguided", "CADR", "constant", "separate"]
+    assert rules["separate"] == own and rules["CADR"] == cadr
+    assert rules["constant"] == dataclasses.replace(cadr, gate="constant")
+
+
+def test_beside_an_own_cadr_the_separate_rule_is_the_default_one():
+    own = GuidanceConfig(eta=0.2, lambda_max=3.0, ce_weight=2.0)
+    rules = compared_rules(own)
+    assert rules["CADR"] == own and rules["separate"] == SEPARATE
+    assert rules["constant"] == dataclasses.replace(own, gate="constant")
+
+
+def test_a_notebooks_parameters_name_every_constant_of_the_rule():
+    values = {
+        "rule": "separate",
+        "gate": "entropy",
+        "lambda_max": 1.25,
+        "eta": 0.75,
+        "entropy_threshold": 0.3,
+        "sharpness": 7.0,
+        "xi": 1e-5,
+        "ce_weight": 1.75,
+        "bn_weight": 0.25,
+        "squared_norms": True,
+        "views": 3,
+    }
+    found = dataclasses.asdict(guidance_from(values))
+    renamed = {"entropy_threshold": "threshold", "squared_norms": "bn_squared"}
+    assert {name: found[renamed.get(name, name)] for name in values} == values
 
 
 def test_every_ablation_differs_from_the_full_rule_and_from_the_others():

@@ -1,17 +1,53 @@
-"""Names in the parameters cell of a live notebook: a misspelt one would leave the old value in force, unseen.
+"""A live notebook: bad input is one sentence there, and a misspelt parameter is refused.
 
-IPython keeps the source of every cell that ran in `In`. The last cell made of annotated literals is the parameters cell in force; cells
-of bare literals after it, as somebody types them in between, are looked at as well, for names that are nearly a parameter's.
+A misspelt name in the parameters cell would leave the old value in force, unseen. IPython keeps the source of every
+cell that ran in `In`. The last cell made of annotated literals is the parameters cell in force; cells of bare literals
+after it, as somebody types them in between, are looked at as well, for names that are nearly a parameter's.
 """
 
 import ast
 import difflib
+import html
+import os
+import sys
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from kdnb.errors import InputError
 
 _NEARLY = 0.85  # likeness from which a name is taken for a misspelt one: epoch and epochs have 0.91, seed and need 0.75
+
+
+def one_sentence_errors() -> None:
+    """Let IPython show an `InputError` by its sentence alone; outside IPython nothing changes.
+
+    The traceback would say where kdnb noticed, not what to do: that is what the sentence says.
+    """
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell is not None and not shell.custom_exceptions:
+        shell.set_custom_exc((InputError,), _in_one_sentence)
+
+
+def _in_one_sentence(
+    shell: Any, kind: type, error: BaseException, traceback: Any, tb_offset: int | None = None
+) -> list:
+    lines = [f"{kind.__name__}: {error}"]
+    shell._showtraceback(kind, error, lines)
+    return lines
+
+
+def show_card(title: str, facts: Mapping[str, Any], folder: Path) -> None:
+    """Under the set-up cell of a notebook that a person opened: what this run is, with a link to its folder."""
+    rows = "".join(
+        f"<tr><th style='text-align:left'>{html.escape(name)}</th><td style='text-align:left'>{html.escape(str(value))}</td></tr>"
+        for name, value in facts.items()
+    )
+    where = html.escape(os.path.relpath(folder))
+    link = f"<tr><th style='text-align:left'>run folder</th><td style='text-align:left'><a href='{where}'>{where}</a></td></tr>"
+    from IPython.display import HTML, display
+
+    display(HTML(f"<table><caption><b>{html.escape(title)}</b></caption>{rows}{link}</table>"))
 
 
 def check_names(namespace: Mapping[str, Any], table: Iterable[str]) -> None:

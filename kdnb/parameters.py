@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, Valida
 
 from kdnb import choices, data, models
 from kdnb.errors import InputError, check_name
-from kdnb.live import check_names
+from kdnb.live import check_names, one_sentence_errors
 from kdnb.methods import METHODS, parse_method
 
 
@@ -674,6 +674,7 @@ def collect(namespace: Mapping) -> Parameters:
     Raises:
         InputError: as `resolve`; no parameter at all, or a name in the parameters cell that is none (`kdnb.live`).
     """
+    one_sentence_errors()
     check_names(namespace, PARAMETERS)
     plain = {
         name: namespace[name]

@@ -1,6 +1,6 @@
 """One progress bar for long work, wherever it runs.
 
-In a terminal or an interactive notebook it is a tqdm line that vanishes when done. Under the runner (`KDNB_PROGRESS` names a file) the
+In a terminal it is a line, in a notebook that a person opened a widget; both vanish when done. Under the runner (`KDNB_PROGRESS` names a file) the
 kernel writes a short line there instead, at most twice a second, and the runner shows it: stored notebooks stay free of bars.
 Anywhere else (tests, pipes) it is silent.
 
@@ -37,18 +37,16 @@ def progress(
         _tell_runner(f"{description} continues at {initial}/{total}")
     if target:
         yield from _to_file(items, description, total, initial, Path(target))
-    elif sys.stderr.isatty() or _interactive_kernel():
-        from tqdm import tqdm
+    elif sys.stderr.isatty() or interactive():
+        from tqdm.auto import tqdm  # a widget where a browser is, a line in a terminal
 
-        yield from tqdm(
-            items, desc=description, total=total, initial=initial, leave=False, mininterval=1.0, file=sys.stderr
-        )
+        yield from tqdm(items, desc=description, total=total, initial=initial, leave=False, mininterval=1.0)
     else:
         yield from items
 
 
-def _interactive_kernel() -> bool:
-    """A notebook opened by a person; test runners set `KDNB_QUIET`."""
+def interactive() -> bool:
+    """Whether this is a notebook opened by a person; test runners set `KDNB_QUIET`."""
     return "ipykernel" in sys.modules and not os.environ.get("KDNB_QUIET")
 
 

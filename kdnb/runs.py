@@ -33,6 +33,8 @@ from filelock import FileLock, Timeout
 
 import kdnb
 from kdnb.errors import InputError
+from kdnb.live import show_card
+from kdnb.progress import interactive
 from kdnb.randomness import seed_everything
 from kdnb.storage.files import atomic_write, write_record
 from kdnb.storage.naming import run_folder
@@ -226,7 +228,8 @@ def _check_device(device: str) -> None:
 
 
 def start_run(notebook: str, parameters: Mapping, profile: str | None = None) -> Run:
-    """Make or reopen the run folder, seed everything, set the thread count, write run.json and print one line of provenance.
+    """Make or reopen the run folder, seed everything, set the thread count, write run.json and show what the run is:
+    a line, or a card in a notebook that a person opened.
 
     Args:
         notebook: its name without the ending.
@@ -257,9 +260,23 @@ def start_run(notebook: str, parameters: Mapping, profile: str | None = None) ->
         commit=git_commit(),
         started=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    print(
-        f"{notebook} ({profile} profile, seed {run.seed}): kdnb {kdnb.__version__}, torch {torch.__version__}, "
-        f"{run.device} with {torch.get_num_threads()} thread(s), commit {run.record['commit']}"
-        + (", by hand" if by_hand else "")
-    )
+    made_with = f"kdnb {kdnb.__version__}, torch {torch.__version__}"
+    device = f"{run.device} with {torch.get_num_threads()} thread(s)"
+    if by_hand and interactive():
+        facts = {"profile": profile, "seed": run.seed, "device": device, "made with": made_with}
+        facts |= {"commit": run.record["commit"], "earlier work": _earlier_work(run)}
+        show_card(notebook, facts, run.folder)
+    else:
+        print(
+            f"{notebook} ({profile} profile, seed {run.seed}): {made_with}, {device}, commit {run.record['commit']}"
+            + (", by hand" if by_hand else "")
+        )
     return run
+
+
+def _earlier_work(run: Run) -> str:
+    """What this run goes on with: the newest checkpoint of each unfinished part."""
+    newest: dict[str, int] = {}
+    for path in sorted(run.progress.rglob("step-*.safetensors")):
+        newest[path.parent.name] = int(path.stem.removeprefix("step-"))
+    return ", ".join(f"{name} continues at step {step}" for name, step in newest.items()) or "none, starts anew"

@@ -1,5 +1,8 @@
 """kdnb.live: a misspelt name in a parameters cell that runs in a live kernel."""
 
+import subprocess
+import sys
+
 import pytest
 
 from kdnb.errors import InputError
@@ -52,3 +55,25 @@ def test_other_cells_are_none_of_our_business(cell):
 def test_without_a_history_the_annotated_names_are_looked_at():
     with pytest.raises(InputError, match="no parameter 'epoch'; did you mean 'epochs'"):
         collect({"epochs": 20, "epoch": 5, "__annotations__": {"epochs": int, "epoch": int}})
+
+
+# --- errors --------------------------------------------------------------------------------------------------------------------
+
+SESSION = """
+from IPython.core.interactiveshell import InteractiveShell
+shell = InteractiveShell.instance()
+shell.run_cell("epochs: int = 20")
+shell.run_cell("from kdnb import parameters")
+shell.run_cell("epochs: int = -1")
+found = shell.run_cell("p = parameters.collect(globals())")
+assert type(found.error_in_exec).__name__ == "InputError"
+shell.run_cell("1 / 0")
+"""
+
+
+def test_ipython_shows_bad_input_in_one_sentence_and_other_errors_whole():
+    done = subprocess.run([sys.executable, "-c", SESSION], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    ours, rest = done.stdout.split("Traceback", 1)[0], done.stdout
+    assert "InputError: epochs must be a whole number" in ours and "collect(globals())" not in ours
+    assert "ZeroDivisionError" in rest

@@ -11,6 +11,7 @@ import torch
 from kdnb.errors import InputError
 from kdnb.reports.run_files import read_run
 from kdnb.runs import start_run
+from kdnb.storage.checkpoints import Checkpointer
 from kdnb.storage.naming import run_folder, run_name
 
 
@@ -192,3 +193,28 @@ def test_a_saved_network_belongs_to_the_record_of_its_run(outputs):
     assert read_run(run.folder).problems == []
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     assert "student.safetensors" in str(read_run(run.folder).problems)
+
+
+# --- the card of a live notebook -----------------------------------------------------------------------------------------------
+
+
+def card(monkeypatch, capsys, parameters) -> str:
+    monkeypatch.setattr("kdnb.runs.interactive", lambda: True)
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda thing: shown.append(thing.data))
+    start_run("01_teacher", parameters)
+    assert capsys.readouterr().out == ""
+    return "".join(shown)
+
+
+def test_a_person_sees_a_card_that_links_to_the_runs_own_folder(outputs, monkeypatch, capsys):
+    shown = card(monkeypatch, capsys, {"seed": 3})
+    assert "seed3-" in shown and "-by-hand" in shown and "<a href=" in shown and "none, starts anew" in shown
+
+
+def test_the_card_says_where_an_interrupted_run_goes_on(outputs, monkeypatch, capsys):
+    progress = start_run("01_teacher", {"seed": 3}).progress
+    for step in (2, 7):
+        Checkpointer(progress / "student").save(step, {"value": 1})
+    capsys.readouterr()
+    assert "student continues at step 7" in card(monkeypatch, capsys, {"seed": 3})

@@ -162,7 +162,9 @@ class Run:
             buffer = io.BytesIO()
             with rc_context({"pdf.fonttype": 42}):
                 figure.savefig(buffer, format=kind, dpi=144, bbox_inches="tight", metadata=metadata)
-            self._keep(f"figures/{_file_name(name)}.{kind}", buffer.getvalue())
+            self._keep(f"figures/{name}.{kind}", buffer.getvalue())
+        captions = self.record.get("captions", {})
+        self.note(captions={old: text for old, text in captions.items() if old != name} | {name: _caption(figure)})
         return figure
 
     def save_network(self, name: str, network: torch.nn.Module) -> Path:
@@ -212,6 +214,18 @@ def _file_name(name: str) -> str:
     if not name or not all(part.isalnum() or part in "-_." for part in name) or name.startswith("."):
         raise ValueError(f"a table or figure name is made of letters, digits, '-', '_' and '.', got {name!r}")
     return name
+
+
+def _caption(figure: Any) -> str:
+    """What a figure says of itself: its titles, and what is drawn over what."""
+    suptitle = figure.get_suptitle()
+    titles = [suptitle] if suptitle else [axis.get_title() for axis in figure.axes]
+    axes = [
+        f"{axis.get_ylabel()} by {axis.get_xlabel()}" if axis.get_xlabel() else axis.get_ylabel()
+        for axis in figure.axes
+        if axis.get_ylabel()
+    ]
+    return "; ".join(dict.fromkeys(" ".join(text.split()) for text in titles[:1] + axes if text.strip()))
 
 
 def _check_device(device: str) -> None:

@@ -1,4 +1,5 @@
-"""A page about many runs: one table of numbers with their seeds, the figures, what they were made with, and the notebooks themselves.
+"""A page about many runs: the answer, the picture and the students first, then every number by question, the figures, what they were
+made with, and the notebooks themselves.
 
 `index.html` stands alone (style and figures are inside); `notebooks/*.html` beside it are the executed notebooks, `results.csv` holds
 the single values (notebook,metric,value,seed). Everything that comes from a run is escaped.
@@ -7,6 +8,8 @@ the single values (notebook,metric,value,seed). Everything that comes from a run
 import base64
 import csv
 import io
+import json
+import re
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +17,7 @@ from typing import Any, NamedTuple
 
 from kdnb.errors import InputError, check_name
 from kdnb.reports.checklist import checklist, provenance
+from kdnb.reports.labels import Label, accuracy_bars, answer, label
 from kdnb.reports.notebook_page import notebook_page
 from kdnb.reports.run_files import COLUMNS, RunFiles, find_runs, read_run, runs_beside
 from kdnb.storage.files import atomic_write
@@ -32,6 +36,10 @@ class Summary(NamedTuple):
     values: list[tuple[str, float]]  # (seed, value)
 
     @property
+    def label(self) -> Label:
+        return label(self.metric)
+
+    @property
     def mean(self) -> float:
         return statistics.fmean(value for _, value in self.values)
 
@@ -42,7 +50,12 @@ class Summary(NamedTuple):
 
     @property
     def text(self) -> str:
-        return f"{self.mean:.4g}" + ("" if self.std is None else f" ± {self.std:.2g}")
+        """The mean, and the deviation where there is one; shares in per cent."""
+        if self.std is None:
+            return self.label.value(self.mean)
+        if self.label.is_share:
+            return f"{100 * self.mean:.1f} ± {100 * self.std:.1f} %"
+        return f"{self.mean:.4g} ± {self.std:.2g}"
 
 
 # --- summing up ----------------------------------------------------------------------------------------------------------------
@@ -129,18 +142,8 @@ def build_report(runs: Iterable[Path], folder: Path, title: str, baseline: str =
     pairs = differences(summaries, baseline) if baseline else []
     atomic_write(folder / "results.csv", _csv(found))
     pages = [_notebook_page(run, folder / "notebooks") for run in found]
-    sections = [
-        {
-            "run": run,
-            "page": page,
-            "figures": _figures(run.folder),
-            "provenance": provenance(run),
-            "checklist": checklist(run, found),
-        }
-        for run, page in zip(found, pages, strict=True)
-    ]
-    page = _template().render(title=title, summaries=summaries, baseline=baseline, pairs=pairs, sections=sections)
-    atomic_write(folder / "index.html", page.encode())
+    sections = [_section(run, page, found) for run, page in zip(found, pages, strict=True)]
+    atomic_write(folder / "index.html", _render(title, summaries, sections, baseline, pairs))
     return folder / "index.html"
 
 
@@ -157,22 +160,56 @@ def report(profile: str, baseline: str = "") -> Path:
 def write_run_page(folder: Path) -> Path:
     """The reproducibility report of one run, report.html in its own folder: what it was made with, and what its numbers rest on."""
     run = read_run(folder)
-    section = {
-        "run": run,
-        "page": "",
-        "figures": _figures(run.folder),
-        "provenance": provenance(run),
-        "checklist": checklist(run, map(read_run, runs_beside(run.folder))),
-    }
-    page = _template().render(
-        title=f"{run.notebook}, {run.folder.name}",
-        summaries=group_runs([run]),
-        baseline="",
-        pairs=[],
-        sections=[section],
-    )
-    atomic_write(run.folder / "report.html", page.encode())
+    section = _section(run, "", map(read_run, runs_beside(run.folder)))
+    page = _render(f"{run.notebook}, {run.folder.name}", group_runs([run]), [section])
+    atomic_write(run.folder / "report.html", page)
     return run.folder / "report.html"
+
+
+def _section(run: RunFiles, page: str, others: Iterable[RunFiles]) -> dict[str, Any]:
+    """What the page says of one run."""
+    return {
+        "run": run,
+        "page": page,
+        "answer": answer([(row["metric"], float(row["value"])) for row in run.results]),
+        "figures": _figures(run),
+        "provenance": provenance(run),
+        "checklist": checklist(run, others),
+    }
+
+
+def _render(title: str, summaries: list[Summary], sections: list[dict], baseline: str = "", pairs=()) -> bytes:
+    """The page; its picture is the first figure named before_after, else the first of all."""
+    figures = [figure for section in sections for figure in section["figures"]]
+    hero = next((figure for figure in figures if figure.name == "before_after"), next(iter(figures), None))
+    means = [(row.variant, row.metric, row.mean) for row in summaries]
+    order = ("student_top1", "student_top1_unguided", "student_top1_noise", "student_top1_generator", "teacher_top1")
+    first = {row.metric: row.mean for row in summaries if not row.variant}
+    headline = [(name, first[name]) for name in order if name in first]
+    values = {"title": title, "summaries": summaries, "sections": sections, "baseline": baseline, "pairs": pairs}
+    if "student_top1" in first:
+        values["answer"] = answer(headline)
+    values |= {"hero": hero, "bars": accuracy_bars(means)[:24], "titles": _titles(sections)}
+    return _template().render(**values).encode()
+
+
+def _titles(sections: list[dict]) -> dict[str, str]:
+    """The question of every notebook: its first heading, or its name."""
+    found: dict[str, str] = {}
+    for section in sections:
+        run = section["run"]
+        heading = re.search(r"^# (.+)$", _first_text(run.folder / "notebook.ipynb"), re.MULTILINE)
+        found.setdefault(run.notebook, heading.group(1) if heading else run.notebook)
+    return found
+
+
+def _first_text(path: Path) -> str:
+    """The first text cell of a notebook; empty where the file is not there or not one."""
+    try:
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        return next("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    except (OSError, ValueError, KeyError, TypeError, StopIteration):
+        return ""
 
 
 def _csv(runs: list[RunFiles]) -> bytes:
@@ -185,10 +222,35 @@ def _csv(runs: list[RunFiles]) -> bytes:
     return buffer.getvalue().encode()
 
 
-def _figures(folder: Path) -> list[tuple[str, str]]:
-    """(name, data address) of the run's figures."""
-    files = [path for path in sorted((folder / "figures").glob("*.png")) if path.stat().st_size <= _MAX_FIGURE]
-    return [(path.stem, "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()) for path in files]
+class Figure(NamedTuple):
+    """A figure of a run.
+
+    Attributes:
+        name: of its file.
+        caption: what it shows, from its own title and axes; its name where the run did not record one.
+        address: the picture itself as a data address.
+    """
+
+    name: str
+    caption: str
+    address: str
+
+
+def _figures(run: RunFiles) -> list[Figure]:
+    """In the order in which the run drew them."""
+    captions = run.record.get("captions")
+    captions = captions if isinstance(captions, dict) else {}
+    files = [path for path in (run.folder / "figures").glob("*.png") if path.stat().st_size <= _MAX_FIGURE]
+    drawn = list(captions)
+    files.sort(key=lambda path: (drawn.index(path.stem) if path.stem in drawn else len(drawn), path.stem))
+    return [
+        Figure(
+            path.stem,
+            str(captions.get(path.stem) or path.stem.replace("_", " ")),
+            "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode(),
+        )
+        for path in files
+    ]
 
 
 def _notebook_page(run: RunFiles, folder: Path) -> str:

@@ -1,6 +1,7 @@
 import base64
 import csv
 import json
+import re
 from pathlib import Path
 
 import nbformat
@@ -45,12 +46,12 @@ def test_several_seeds_are_summed_up_as_mean_and_sample_deviation(outputs):
     runs = [make_run(outputs, seed, value, epochs=2) for seed, value in ((0, 0.90), (1, 0.92), (2, 0.94))]
     (row,) = group_runs(map(read_run, runs))
     assert row.mean == pytest.approx(0.92) and row.std == pytest.approx(0.02)
-    assert row.text == "0.92 ± 0.02" and [seed for seed, _ in row.values] == ["0", "1", "2"] and row.variant == ""
+    assert row.text == "92.0 ± 2.0 %" and [seed for seed, _ in row.values] == ["0", "1", "2"] and row.variant == ""
 
 
 def test_one_seed_has_no_deviation(outputs):
     (row,) = group_runs([read_run(make_run(outputs, 0, 0.987654))])
-    assert row.std is None and row.text == "0.9877"
+    assert row.std is None and row.text == "98.8 %"
 
 
 def test_experiments_that_differ_are_kept_apart_and_named_by_the_difference(outputs):
@@ -74,7 +75,9 @@ def test_the_csv_holds_every_single_value(outputs):
 def test_the_page_shows_numbers_figures_versions_and_links_that_exist(outputs):
     page = build_report([make_run(outputs, 0, 0.9, epochs=5)], outputs / "demo", "demo")
     html = page.read_text()
-    assert "0.9" in html and "epochs" in html and "<td>torch</td><td>2.0</td>" in html and "peak memory 700 MiB" in html
+    assert (
+        "90.0 %" in html and "epochs" in html and "<td>torch</td><td>2.0</td>" in html and "peak memory 700 MiB" in html
+    )
     assert base64.b64encode(PIXEL).decode() in html
     (linked,) = (page.parent / "notebooks").glob("*.html")
     assert f'href="notebooks/{linked.name}"' in html and "the end" in linked.read_text()
@@ -82,7 +85,7 @@ def test_the_page_shows_numbers_figures_versions_and_links_that_exist(outputs):
 
 def test_the_page_loads_nothing_from_elsewhere(outputs):
     html = build_report([make_run(outputs, 0, 0.9)], outputs / "demo", "demo").read_text()
-    assert "http:" not in html and "https:" not in html and "<script" not in html
+    assert not re.search(r"https?:|<link|src=(?!.data:)|@import|url\(", html) and html.count("<script>") == 1
 
 
 def test_markup_from_a_run_stays_text(outputs):
@@ -91,7 +94,7 @@ def test_markup_from_a_run_stays_text(outputs):
     write_record(folder / "execution.json", {"status": "failed", "message": hostile})
     (folder / "results.csv").write_text(f"notebook,metric,value,seed\n{hostile},{hostile},0.5,{hostile}\n")
     html = build_report([folder], outputs / "demo", hostile).read_text()
-    assert "<script" not in html and html.count("&lt;script&gt;") >= 4
+    assert html.count("<script") == 1 and "alert(1)</script>" not in html and html.count("&lt;script&gt;") >= 4
 
 
 @pytest.mark.parametrize(
@@ -194,3 +197,24 @@ def test_a_run_by_hand_is_badged_and_counts_with_no_other(outputs):
     (seeds,) = (item for item in checklist(read_run(clean), [read_run(hand)]) if "seeds" in item.statement)
     assert seeds.detail.startswith("n = 1")
     assert checklist(read_run(hand), [])[0].met is False
+
+
+def test_the_answer_and_the_picture_come_before_everything_else(outputs):
+    folder = make_run(outputs, 0, 0.9, "03_fast_ad")
+    rows = "".join(f"03_fast_ad,{name},{value},0\n" for name, value in (("student_top1", 0.94), ("teacher_top1", 0.99)))
+    (folder / "results.csv").write_text("notebook,metric,value,seed\n" + rows)
+    record = json.loads((folder / "run.json").read_text())
+    write_record(folder / "run.json", record | {"captions": {"curves": "students: accuracy by round"}})
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# 03 · When does it pay?")])
+    nbformat.write(notebook, folder / "notebook.ipynb")
+    html = build_report([folder], outputs / "demo", "demo").read_text()
+    order = [
+        "Top-1 accuracy: student 94.0 %, teacher 99.0 %.",
+        "students: accuracy by round",
+        'class="bars"',
+        "<table",
+        "<h2>03 · When",
+    ]
+    assert [html.find(text) for text in order] == sorted(html.find(text) for text in order) and order[0] in html
+    assert html.count(base64.b64encode(PIXEL).decode()) == 1  # the picture on top is not shown twice
+    assert 'class="limit" style="width: 99.00%"' in html and '<abbr title="student_top1">' in html

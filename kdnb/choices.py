@@ -17,6 +17,7 @@ SOLVERS = ("ddim", "dpmsolver++", "unipc")
 RULES = ("joint", "separate")
 GATES = ("entropy", "normalized_entropy", "constant", "surprise")
 VARIANTS = ("corrected", "reference")
+REDUCTIONS = ("sum", "mean")
 
 # generators
 GENERATOR_MODES = ("anew", "reuse_common", "reuse_finetune", "reuse_fix")

@@ -247,7 +247,33 @@ LOOP = {
     "twin_branches": _flag("whether the second branch starts as a copy of the first, as released"),
     "meta_update": _choice("meta update", choices.META_UPDATES, "step of the generator itself"),
 }
-_GROUPS = {"training": TRAINING, "loop": LOOP}
+# fields of `kdnb.samplers.cadr.GuidanceConfig` (`kdnb.studies.guidance.guidance_from` knows the two that are spelled otherwise)
+GUIDANCE = {
+    "gate": _choice("gate", choices.GATES, "what opens the guidance of a sample"),
+    "lambda_max": _real(0, 1e6, "strongest guidance"),
+    "eta": _real(0, 1e6, "step share of the guidance"),
+    "entropy_threshold": _real(0, 100, "entropy at which the gate is half open, in the gate's unit"),
+    "sharpness": _real(0, 1e6, "steepness of the gate", above=True),
+    "ce_weight": _real(0, 1e6, "weight of the label loss (joint), or length of its term (separate)"),
+    "bn_weight": _real(0, 1e6, "weight of the batch-norm loss (joint), or length of its term (separate)"),
+    "ce_reduction": _choice(
+        "reduction", choices.REDUCTIONS, "whether the label loss is summed or averaged over a batch"
+    ),
+    "squared_norms": _flag("whether the batch-norm loss squares its norms"),
+    "xi": _real(0, 1, "guard of the normalisation of the gradient", above=True),
+    "views": _integer(1, 64, "shifted and noised views the class gradient is averaged over, the image among them"),
+    "variant": _choice("variant", choices.VARIANTS, "sign and clamp: corrected, or the reference's, as published"),
+}
+# fields of `kdnb.studies.fast_ad.OnlineConfig`, and the data set's augmentation as one of them
+ONLINE = {
+    "temperature": _real(0, 1000, "softmax temperature tau", above=True),
+    "momentum": _real(0, 0.9999, "momentum of SGD"),
+    "weight_decay": LOOP["weight_decay"],
+    "lr_gamma": TRAINING["lr_gamma"],
+    "augment": _flag("whether images for the student are cropped and flipped as the data set's recipes do"),
+    "eval_every": _integer(1, 100_000, "rounds between evaluations"),
+}
+GROUPS = {"training": TRAINING, "loop": LOOP, "guidance": GUIDANCE, "online": ONLINE}
 
 
 # --- the table -----------------------------------------------------------------------------------------------------------------
@@ -388,18 +414,12 @@ PARAMETERS: dict[str, Parameter] = {
     "solver": _choice("solver", choices.SOLVERS, "sampler of the prior"),
     "num_steps": _integer(1, 1000, "denoising steps"),
     "rule": _choice("rule", choices.RULES, "one gradient of both losses (joint), or each at its own length (separate)"),
-    "gate": _choice("gate", choices.GATES, "what opens the guidance of a sample"),
-    "lambda_max": _real(0, 1e6, "strongest guidance"),
-    "eta": _real(0, 1e6, "step share of the guidance"),
-    "entropy_threshold": _real(0, 100, "entropy at which the gate is half open, in the gate's unit"),
-    "xi": _real(0, 1, "guard of the normalisation of the gradient", above=True),
-    "squared_norms": _flag("whether the batch-norm loss squares its norms"),
-    "views": _integer(1, 64, "shifted and noised views the class gradient is averaged over, the image among them"),
+    "guidance": _group("guidance", GUIDANCE, "constants of the rule, over those it was published or tried with"),
     "balanced": _flag("whether the classes asked for take turns, rather than being drawn"),
-    "augment": _flag("whether images for the student are cropped and flipped as the data set's recipes do"),
-    "sharpness": _real(0, 1e6, "steepness of the gate", above=True),
+    "inception_fid": _flag("whether the Frechet distance is taken in Inception's features as well"),
     "bn_weight": _real(0, 1e6, "weight of the batch-norm loss"),
     # online data-free distillation
+    "online": _group("online", ONLINE, "more constants of the loop: temperature, weight decay, augmentation, ..."),
     "images_per_epoch": _integer(1, 1_000_000, "new images a round"),
     "student_steps": _integer(1, 1_000_000, "student steps a round"),
     "buffer_size": _integer(1, 10_000_000, "images the replay buffer holds"),
@@ -421,8 +441,15 @@ def _modes(values: Mapping) -> str | None:
 
 
 def _guidance(values: Mapping) -> str | None:
-    if values.get("ce_weight") == 0 and values.get("bn_weight") == 0 and values.get("lambda_max"):
+    given = group(values, "guidance") if "guidance" in values else {}
+    if given.get("ce_weight") == 0 and given.get("bn_weight") == 0 and given.get("lambda_max") != 0:
         return "ce_weight and bn_weight are both 0, which leaves guidance nothing to follow; set lambda_max to 0 for plain sampling"
+    if given.get("variant") == "reference" and values.get("rule", "joint") != "joint":
+        return (
+            f"variant:reference is the published joint rule's arithmetic; with rule {values['rule']} it has no meaning"
+        )
+    if given.get("variant") == "reference" and values.get("solver", "ddim") != "ddim":
+        return f"variant:reference is the published arithmetic of ddim; it is not defined for {values['solver']}"
     return None
 
 
@@ -649,7 +676,7 @@ def group(values: Mapping, name: str) -> dict[str, Any]:
     >>> group({"training": "schedule:cosine ema_decay:0.999"}, "training")
     {'schedule': 'cosine', 'ema_decay': 0.999}
     """
-    return _read_group(name, _GROUPS[name], values[name])
+    return _read_group(name, GROUPS[name], values[name])
 
 
 def resolve(values: Mapping) -> Parameters:

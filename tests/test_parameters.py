@@ -6,7 +6,7 @@ import pytest
 
 from kdnb.errors import InputError
 from kdnb.methods import METHODS
-from kdnb.parameters import LOOP, PARAMETERS, TRAINING, Parameters, collect, group, resolve
+from kdnb.parameters import LOOP, ONLINE, PARAMETERS, TRAINING, Parameters, collect, group, resolve
 from kdnb.runner.cell import read_cell
 
 
@@ -79,7 +79,7 @@ def test_the_sentence_stays_short_for_a_long_value():
     [
         ("solver", "dim", "ddim"),
         ("dataset", "digit", "digits"),
-        ("gate", "entrophy", "entropy"),
+        ("guidance", "gate:entrophy", "entropy"),
         ("method", "dkd_lsdk", "dkd_lskd"),
         ("teacher", "resnt56", "resnet56"),
     ],
@@ -111,14 +111,29 @@ def test_values_that_exclude_each_other_are_refused():
     with pytest.raises(InputError, match="small_buffer must be below buffer_size, got 64 and 64"):
         resolve({"small_buffer": 64, "buffer_size": 64})
     with pytest.raises(InputError, match="nothing to follow"):
-        resolve({"ce_weight": 0, "bn_weight": 0, "lambda_max": 1.5})
+        resolve({"guidance": "ce_weight:0 bn_weight:0"})
     for modes in (["anew"], ["reuse_common", "reuse_fix"]):
         with pytest.raises(InputError, match="modes must hold anew and at least one mode"):
             resolve({"modes": modes})
 
 
 def test_zero_weights_are_fine_without_guidance():
-    assert resolve({"ce_weight": 0, "bn_weight": 0, "lambda_max": 0})["lambda_max"] == 0
+    assert resolve({"guidance": "ce_weight:0 bn_weight:0 lambda_max:0"})
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        ({"solver": "dpmsolver++"}, "published arithmetic of ddim; it is not defined for dpmsolver"),
+        ({"solver": "unipc"}, "not defined for unipc"),
+        ({"rule": "separate"}, "published joint rule's arithmetic; with rule separate"),
+    ],
+)
+def test_the_published_arithmetic_goes_with_its_own_rule_and_solver_alone(others, message):
+    reference = {"rule": "joint", "solver": "ddim", "guidance": "variant:reference"}
+    assert resolve(reference)
+    with pytest.raises(InputError, match=message):
+        resolve(reference | others)
 
 
 def test_none_is_a_value_only_where_the_table_says_so():
@@ -330,11 +345,13 @@ def test_a_group_that_can_not_be_read_is_refused(values, words):
 
 
 def test_settings_of_a_group_are_fields_of_what_they_are_for():
+    from kdnb.studies.fast_ad import OnlineConfig
     from kdnb.studies.generator_loop import GeneratorConfig
     from kdnb.studies.reusable_generator import _SPELLINGS
     from kdnb.training.recipe import Recipe
 
     assert set(TRAINING) <= set(Recipe.__dataclass_fields__)
+    assert set(ONLINE) - {"augment"} <= set(OnlineConfig.__dataclass_fields__)
     assert {_SPELLINGS.get(name, name) for name in LOOP} <= set(GeneratorConfig.__dataclass_fields__)
 
 

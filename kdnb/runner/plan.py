@@ -12,12 +12,12 @@ from kdnb.data import class_count
 from kdnb.data.check import check_files
 from kdnb.errors import InputError, check_name
 from kdnb.models.names import parse_foreign
-from kdnb.parameters import PARAMETERS, Parameters, resolve
-from kdnb.runner.cell import read_cell
+from kdnb.parameters import GROUPS, PARAMETERS, Parameters, resolve
+from kdnb.runner.cell import Cell, read_cell
 from kdnb.storage.files import read_record
 from kdnb.storage.header import check_classes
 from kdnb.storage.naming import BY_HAND, run_folder, run_name
-from kdnb.storage.paths import PROJECT
+from kdnb.storage.paths import PROJECT, inception_weights
 
 _TAG = "tag:yaml.org,2002:"
 _MAX_YAML = 65_536  # bytes of a parameter file
@@ -111,11 +111,19 @@ def _resolved(experiment: str, profile: str, overrides: Mapping[str, Any] | None
     cell = read_cell(notebooks_folder() / f"{notebook}.ipynb")
     given = read_params(experiment, profile) | dict(overrides or {})
     for name, value in given.items():
-        check_name(f"parameter of {notebook}", name, cell)
+        _check_own_name(name, value, notebook, cell)
         if value is None and not cell[name].type.startswith("Optional["):
             raise InputError(f"{name} must be {PARAMETERS[name].allowed}, got None")
     defaults = resolve({name: line.default for name, line in cell.items()})
     return notebook, defaults, resolve(defaults | given)
+
+
+def _check_own_name(name: str, value: Any, notebook: str, cell: Mapping[str, Cell]) -> None:
+    """Refuse a name that is no parameter of this notebook; one that is a setting of a group there gets told how to write it."""
+    for text in GROUPS if name not in cell else ():
+        if text in cell and name in GROUPS[text]:
+            raise InputError(f'{name} is a setting of {text} in {notebook}: write {text}="{name}:{value}"')
+    check_name(f"parameter of {notebook}", name, cell)
 
 
 def plan_again(folder: Path) -> Plan:
@@ -335,5 +343,7 @@ def _check_outside(values: Parameters) -> None:
     _check_teachers(values)
     if values.get("reuse_path") and not Path(values["reuse_path"]).is_file():
         raise InputError(f"reuse_path {Path(values['reuse_path']).name} does not exist or is no file")
+    if values.get("inception_fid"):
+        inception_weights()
     if values.get("prior_folder") and not Path(values["prior_folder"]).is_dir():
         raise InputError(f"prior_folder {Path(values['prior_folder']).name} is not a folder")

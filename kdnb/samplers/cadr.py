@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kdnb.choices import GATES, RULES, VARIANTS
+from kdnb.choices import GATES, REDUCTIONS, RULES, VARIANTS
 from kdnb.errors import InputError, check_name
 from kdnb.losses.datafree import batch_norm_terms
 from kdnb.metrics import entropy
@@ -137,7 +137,7 @@ class GuidanceConfig:
         check_name("gate", self.gate, GATES)
         check_name("variant", self.variant, VARIANTS)
         check_name("rule", self.rule, RULES)
-        check_name("ce_reduction", self.ce_reduction, ("sum", "mean"))
+        check_name("ce_reduction", self.ce_reduction, REDUCTIONS)
         if self.rule == "separate" and self.variant == "reference":
             raise InputError('variant="reference" reproduces the published joint rule; use it with rule="joint"')
         if self.lambda_max < 0 or self.eta < 0 or self.xi <= 0 or self.sharpness <= 0 or self.every < 1:

@@ -71,10 +71,14 @@ def sample(
         batch_size: samples denoised together; the batch-norm loss is a statistic of this batch.
         trace: collect gate, entropy and losses per step (one host sync a step).
         on_step: called with (index, t, x0 estimate) after each step; figures use it.
+    Raises:
+        InputError: an unknown solver, or the reference variant of guidance under another one than ddim.
     """
     check_name("solver", solver, SOLVERS)
     if guidance is not None and guidance.config.off:
         guidance = None
+    if guidance is not None and guidance.config.variant == "reference" and solver != "ddim":
+        raise InputError(f'variant="reference" is the published arithmetic of ddim; it is not defined for {solver}')
     loop = _ddim if solver == "ddim" else _multistep
     rows: list[dict] = []
     images = None

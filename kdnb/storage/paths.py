@@ -1,7 +1,10 @@
 """Where things lie: outputs, the artifact cache, data sets. Each can be moved by an environment variable."""
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
+
+from kdnb.errors import InputError
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -28,3 +31,22 @@ def data_roots() -> list[Path]:
         [Path(given).absolute()] if (given := os.environ.get(name)) else [] for name in ("KDNB_DATA", "KDNB_STAND_IN")
     )
     return [*first, PROJECT / "data", Path("/usr/share/datasets"), *last]
+
+
+def inception_weights() -> Path:
+    """The file of the Inception network that published FID values use: under a data root, or in torch's own cache.
+
+    Raises:
+        InputError: it is not there, or the package that reads it is not installed; nothing is downloaded.
+    """
+    name = "weights-inception-2015-12-05-6726825d.pth"
+    home = os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "torch"
+    folders = [*data_roots(), Path(home).expanduser() / "hub" / "checkpoints"]
+    if find_spec("torch_fidelity") is None:
+        raise InputError("inception_fid needs the extra `fid`: uv sync --extra fid")
+    for folder in folders:
+        if (folder / name).is_file():
+            return folder / name
+    raise InputError(
+        f"inception_fid needs torch-fidelity's file {name}, which is not under KDNB_DATA or in torch's cache; it is not downloaded for you"
+    )

@@ -6,21 +6,25 @@
 The source is whatever makes images: a guided or unguided diffusion sampler, noise, real images. All sources get the same budget.
 """
 
+import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kdnb.data.augmentation import augment
 from kdnb.data.splits import OrderedSplit
+from kdnb.data.tensors import Dataset
 from kdnb.errors import InputError
 from kdnb.generators.fitting import FittedTeacher, fit_images, native_shape
 from kdnb.losses import kd_loss
+from kdnb.parameters import group
 from kdnb.progress import progress
 from kdnb.randomness import generator_for, seed_everything
 from kdnb.samplers.cadr import Guidance, GuidanceConfig
@@ -82,6 +86,19 @@ class OnlineConfig:
         for name, value in positive.items():
             if value <= 0:
                 raise InputError(f"{name} is too small for the online loop, got {getattr(self, name)}")
+
+
+def online_config(data: Dataset, values: Mapping[str, Any]) -> OnlineConfig:
+    """The online loop that a notebook's parameters describe: fields of `OnlineConfig` by their names, and over them those in `online`.
+
+    Images for the student are augmented as the data set's recipes do unless `online` says `augment:false`, as published.
+    """
+    given = dict(values) | group(values, "online")
+    augmented = given.get("augment", True)
+    fields = {field.name for field in dataclasses.fields(OnlineConfig)}
+    config = OnlineConfig(**{name: value for name, value in given.items() if name in fields})
+    padding, flip = (data.crop_padding, data.spec.flip) if augmented else (0, False)
+    return dataclasses.replace(config, milestones=tuple(config.milestones), crop_padding=padding, flip=flip)
 
 
 # --- sources -------------------------------------------------------------------------------------------------------------------

@@ -14,10 +14,13 @@ from kdnb.data.splits import Split
 from kdnb.data.tensors import Dataset
 from kdnb.errors import InputError
 from kdnb.generators.diffusion import DiffusionPrior
+from kdnb.parameters import group
 from kdnb.samplers.cadr import SEPARATE, GuidanceConfig
 from kdnb.studies.fast_ad import OnlineConfig, Source, diffusion_source, distil_online, noise_source, pool_source
 from kdnb.studies.synthesis import image_scores
 from kdnb.training.teachers import fresh
+
+_SPELLINGS = {"entropy_threshold": "threshold", "squared_norms": "bn_squared"}
 
 
 def guidance_rules(eta: float = 1.0, separate: GuidanceConfig = SEPARATE) -> dict[str, GuidanceConfig | None]:
@@ -37,23 +40,14 @@ def guidance_rules(eta: float = 1.0, separate: GuidanceConfig = SEPARATE) -> dic
 
 
 def guidance_from(values: Mapping) -> GuidanceConfig:
-    """The rule that a notebook's parameters describe: `rule`, `gate`, `lambda_max`, `eta`, `entropy_threshold`, `sharpness`, `xi`,
-    `ce_weight`, `bn_weight`, `squared_norms`, `views`."""
-    renamed = {"threshold": "entropy_threshold", "bn_squared": "squared_norms"}
-    names = (
-        "rule",
-        "gate",
-        "lambda_max",
-        "eta",
-        "threshold",
-        "sharpness",
-        "xi",
-        "ce_weight",
-        "bn_weight",
-        "bn_squared",
-        "views",
-    )
-    return GuidanceConfig(**{name: values[renamed.get(name, name)] for name in names})
+    """The rule that a notebook's parameters describe: the published CADR (`rule` joint) or `SEPARATE`, with what `guidance` changes.
+
+    >>> guidance_from({"rule": "separate", "guidance": "eta:0.3"}) == dataclasses.replace(SEPARATE, eta=0.3)
+    True
+    """
+    base = SEPARATE if values["rule"] == "separate" else GuidanceConfig()
+    given = group(values, "guidance")
+    return dataclasses.replace(base, **{_SPELLINGS.get(name, name): value for name, value in given.items()})
 
 
 def compared_rules(own: GuidanceConfig) -> dict[str, GuidanceConfig | None]:

@@ -1,7 +1,6 @@
 """Making images from a teacher and a diffusion prior, and measuring what was made."""
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -145,32 +144,3 @@ def failures(
             for pair, label in zip(pairs, asked, strict=True)
         ],
     }
-
-
-def inception_features(images: Tensor, weights: Path, batch_size: int = 64) -> Tensor:
-    """(N, 2048) pool features of the Inception network that published FID values use.
-
-    Args:
-        images: (N, 3, H, W) or (N, 1, H, W) in [-1, 1].
-        weights: local file `weights-inception-2015-12-05-6726825d.pth` of torch-fidelity (extra `fid`); nothing is downloaded.
-    Raises:
-        InputError: the extra is not installed, or the file is missing.
-    """
-    from kdnb.errors import InputError
-
-    if not Path(weights).is_file():
-        raise InputError(
-            f"Inception weights {Path(weights).name} not found; FID with Inception features needs torch-fidelity's file"
-        )
-    try:
-        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-    except ImportError as error:
-        raise InputError("Inception features need the extra `fid`: uv sync --extra fid") from error
-    network = (
-        FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(weights))
-        .to(images.device)
-        .eval()
-    )
-    pixels = ((images.expand(-1, 3, -1, -1).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    with torch.inference_mode():
-        return torch.cat([network(part)[0] for part in pixels.split(batch_size)]).clone()

@@ -152,6 +152,13 @@ def test_the_corrected_sign_descends_the_guidance_loss(t, bn_weight):
     assert after < before
 
 
+@pytest.mark.parametrize("solver", ["dpmsolver++", "unipc"])
+def test_the_reference_arithmetic_is_refused_under_other_solvers_than_ddim(solver):
+    with Guidance(TinyTeacher(), GuidanceConfig(variant="reference")) as guidance:
+        with pytest.raises(InputError, match="published arithmetic of ddim"):
+            sample(GaussianPrior(), torch.arange(2), (1, 8, 8), guidance=guidance, solver=solver, num_steps=2)
+
+
 def test_the_reference_sign_ascends_it():
     before, after = guided_loss(GuidanceConfig(gate="constant", bn_weight=0.0, variant="reference"))
     assert after > before

@@ -6,11 +6,20 @@ import pytest
 import torch
 from torch import nn
 
+from kdnb.data import load
 from kdnb.data.splits import Split
 from kdnb.errors import InputError
 from kdnb.models import build
 from kdnb.samplers.cadr import GuidanceConfig
-from kdnb.studies.fast_ad import OnlineConfig, diffusion_source, distil_online, draw_labels, noise_source, pool_source
+from kdnb.studies.fast_ad import (
+    OnlineConfig,
+    diffusion_source,
+    distil_online,
+    draw_labels,
+    noise_source,
+    online_config,
+    pool_source,
+)
 from tests.samplers.test_cadr import GaussianPrior
 
 SHAPE = (1, 8, 8)
@@ -170,3 +179,20 @@ def test_a_loss_that_is_not_a_number_stops_the_loop():
 def test_bad_numbers_are_refused(bad):
     with pytest.raises(InputError, match=next(iter(bad))):
         OnlineConfig(**bad)
+
+
+def test_a_notebooks_parameters_reach_the_loop():
+    data, values = load("digits"), {"epochs": 3, "lr": 0.2, "milestones": [1], "balanced": True, "seed": 5}
+    found = online_config(
+        data, values | {"online": "temperature:2 weight_decay:0 momentum:0.5 lr_gamma:0.2 eval_every:2"}
+    )
+    assert (found.epochs, found.lr, found.milestones, found.balanced) == (3, 0.2, (1,), True)
+    assert (found.temperature, found.weight_decay, found.momentum, found.lr_gamma, found.eval_every) == (
+        2,
+        0,
+        0.5,
+        0.2,
+        2,
+    )
+    assert (found.crop_padding, found.flip) == (data.crop_padding, data.spec.flip) and found.crop_padding > 0
+    assert online_config(data, values | {"online": "augment:false"}).crop_padding == 0

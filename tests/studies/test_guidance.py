@@ -8,6 +8,8 @@ import torch
 from kdnb.data import load
 from kdnb.data.domains import PriorDomain
 from kdnb.models import build
+from kdnb.parameters import GUIDANCE, group
+from kdnb.runner.plan import resolve_experiment
 from kdnb.samplers.cadr import SEPARATE, GuidanceConfig
 from kdnb.studies.fast_ad import OnlineConfig
 from kdnb.studies.guidance import (
@@ -47,10 +49,9 @@ def test_beside_an_own_cadr_the_separate_rule_is_the_default_one():
     assert rules["constant"] == dataclasses.replace(own, gate="constant")
 
 
-def test_a_notebooks_parameters_name_every_constant_of_the_rule():
+def test_a_notebooks_parameters_reach_every_constant_of_the_rule():
     values = {
-        "rule": "separate",
-        "gate": "entropy",
+        "gate": "constant",
         "lambda_max": 1.25,
         "eta": 0.75,
         "entropy_threshold": 0.3,
@@ -58,12 +59,29 @@ def test_a_notebooks_parameters_name_every_constant_of_the_rule():
         "xi": 1e-5,
         "ce_weight": 1.75,
         "bn_weight": 0.25,
+        "ce_reduction": "mean",
         "squared_norms": True,
         "views": 3,
+        "variant": "reference",
     }
-    found = dataclasses.asdict(guidance_from(values))
+    assert set(values) == set(GUIDANCE)
+    text = " ".join(f"{name}:{str(value).lower()}" for name, value in values.items())
+    found = dataclasses.asdict(guidance_from({"rule": "joint", "guidance": text}))
     renamed = {"entropy_threshold": "threshold", "squared_norms": "bn_squared"}
     assert {name: found[renamed.get(name, name)] for name in values} == values
+
+
+def test_a_rule_without_changes_is_as_it_was_published_or_tried():
+    assert guidance_from({"rule": "joint", "guidance": ""}) == GuidanceConfig()
+    assert guidance_from({"rule": "separate", "guidance": ""}) == SEPARATE
+
+
+def test_the_published_file_is_the_released_arithmetic_with_the_published_constants():
+    p = resolve_experiment("03_fast_ad/published", "cifar100")
+    released = GuidanceConfig(variant="reference", ce_reduction="mean")
+    online = {"epochs": 200, "student_steps": 100, "buffer_size": 4096, "augment": False, "balanced": False}
+    assert guidance_from(p) == released and (p.solver, p.num_steps) == ("ddim", 50)
+    assert {name: (p | group(p, "online"))[name] for name in online} == online
 
 
 def test_every_ablation_differs_from_the_full_rule_and_from_the_others():

@@ -5,10 +5,9 @@ import torch
 from torch import nn
 
 from kdnb.data import load
-from kdnb.errors import InputError
 from kdnb.models import build
 from kdnb.studies.prior import trained_prior
-from kdnb.studies.synthesis import diversity, draw, failures, image_scores, inception_features, verdicts
+from kdnb.studies.synthesis import diversity, draw, failures, image_scores, verdicts
 from kdnb.training.evaluation import pooled_features
 from tests.studies.test_fast_ad import FloatPrior
 
@@ -68,11 +67,6 @@ def test_a_prior_is_trained_once_and_comes_back_with_the_same_weights(tmp_path, 
     x = torch.randn(2, 1, 16, 16)
     assert torch.equal(first.epsilon(x, 500), second.epsilon(x, 500))
     assert len(list(tmp_path.rglob("state.safetensors"))) == 1
-
-
-def test_inception_features_need_their_weights(tmp_path):
-    with pytest.raises(InputError, match="not found"):
-        inception_features(torch.zeros(1, 3, 8, 8), tmp_path / "weights.pth")
 
 
 def test_verdicts_tell_surely_wrong_from_persuaded_only():

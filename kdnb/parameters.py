@@ -270,6 +270,7 @@ ONLINE = {
     "momentum": _real(0, 0.9999, "momentum of SGD"),
     "weight_decay": LOOP["weight_decay"],
     "lr_gamma": TRAINING["lr_gamma"],
+    "layout": TRAINING["layout"],
     "augment": _flag("whether images for the student are cropped and flipped as the data set's recipes do"),
     "eval_every": _integer(1, 100_000, "rounds between evaluations"),
 }

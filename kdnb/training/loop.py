@@ -208,7 +208,7 @@ def _check_fit(
     if isinstance(train, Split):
         _check_images(train.images)
         _check_labels(train.labels, student)
-    _check_layout(student, recipe, train.device)
+    check_layout(student, recipe.layout, train.device)
 
 
 def _check_images(images: Tensor) -> None:
@@ -248,7 +248,7 @@ def _with_features(train: AnySplit, device: torch.device, *models: nn.Module | N
     ]
 
 
-def _check_layout(student: nn.Module, recipe: Recipe, device: torch.device) -> None:
+def check_layout(student: nn.Module, layout: str, device: torch.device) -> None:
     """torch 2.15 on a CPU kills the process in the backward pass of a narrow 1 x 1 convolution with stride in channels_last."""
     narrow = any(
         isinstance(module, nn.Conv2d)
@@ -257,7 +257,7 @@ def _check_layout(student: nn.Module, recipe: Recipe, device: torch.device) -> N
         and module.stride != (1, 1)
         for module in student.modules()
     )
-    if narrow and recipe.layout == "channels_last" and device.type == "cpu":
+    if narrow and layout == "channels_last" and device.type == "cpu":
         raise InputError(
             "layout must be contiguous for a student with stages under 8 channels on a CPU: channels_last crashes there"
         )

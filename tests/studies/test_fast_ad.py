@@ -1,5 +1,6 @@
 """kdnb.studies.fast_ad: the online loop learns, keeps its budget, and resumes bit for bit."""
 
+import copy
 import dataclasses
 
 import pytest
@@ -196,3 +197,21 @@ def test_a_notebooks_parameters_reach_the_loop():
     )
     assert (found.crop_padding, found.flip) == (data.crop_padding, data.spec.flip) and found.crop_padding > 0
     assert online_config(data, values | {"online": "augment:false"}).crop_padding == 0
+
+
+def test_the_layout_of_the_student_changes_speed_and_no_result():
+    torch.manual_seed(0)
+    wide = build("resnet8w8", num_classes=3, in_channels=1)
+    config = dataclasses.replace(CONFIG, epochs=2, milestones=())
+    found = []
+    for layout in ("contiguous", "channels_last"):
+        student, own = copy.deepcopy(wide), dataclasses.replace(config, layout=layout)
+        distil_online(network(9).eval(), student, noise_source(SHAPE), SHAPE, 3, test_split(), own)
+        found.append(student)
+    for a, b in zip(found[0].state_dict().values(), found[1].state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_a_layout_that_would_crash_is_refused():
+    with pytest.raises(InputError, match="under 8 channels"):
+        run(noise_source(SHAPE), dataclasses.replace(CONFIG, layout="channels_last"))

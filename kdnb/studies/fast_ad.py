@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdnb.choices import LAYOUTS
 from kdnb.data.augmentation import augment
 from kdnb.data.splits import OrderedSplit
 from kdnb.data.tensors import Dataset
-from kdnb.choices import LAYOUTS
 from kdnb.errors import InputError, check_name
 from kdnb.generators.fitting import FittedTeacher, fit_images, native_shape
 from kdnb.losses import kd_loss

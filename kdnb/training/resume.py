@@ -85,9 +85,10 @@ class Resumable:
         self._kept, self._saved = done, time.monotonic()
 
     def _restore(self, done: int, state: dict, device: torch.device | None) -> None:
-        if state["made_from"] != self._made_from:
+        made_from = state.get("made_from", state.get("recipe"))  # its name in checkpoints of 0.1
+        if made_from != self._made_from:
             raise InputError(
-                f"the folder holds checkpoints of other work: {state['made_from']}, asked for {self._made_from}; "
+                f"the folder holds checkpoints of other work: {made_from}, asked for {self._made_from}; "
                 "empty it or use another"
             )
         for name, part in self._parts.items():

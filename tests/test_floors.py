@@ -69,6 +69,14 @@ def test_losses_and_models_know_nothing_of_runs_and_files(name):
     assert {room(other) for other in imports(MODULES[name])} <= {room(name), "errors", "usercode"}
 
 
+@pytest.mark.parametrize("path", sorted(Path(__file__).parent.rglob("*.py")), ids=lambda path: path.stem)
+def test_no_test_module_imports_another(path):
+    """What several share is in tests/material.py, or in a file of their folder that holds no tests."""
+    imported = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom | ast.Import)]
+    names = {f"{getattr(node, 'module', '')}.{alias.name}" for node in imported for alias in node.names}
+    assert not [name for name in names if ".test_" in name and "tests." in name]
+
+
 def test_faces_of_rooms_import_nothing_heavy():
     """A wrong name is refused without torch: who reads a table of names does not load what the names stand for."""
     heavy = {"torch", "numpy", "torchvision", "diffusers", "sklearn"}

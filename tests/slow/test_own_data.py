@@ -15,7 +15,7 @@ from kdnb.studies.prior import trained_prior
 from kdnb.studies.reusable_generator import generator_config, generator_task
 from kdnb.training.distil import Setting, distil, student_recipe
 from kdnb.training.teachers import teacher_recipe, train_or_load
-from tests.data.test_own import draw
+from tests.material import write_noise
 from tests.models import own_nets
 
 torch.set_num_threads(1)
@@ -28,7 +28,7 @@ def data(tmp_path, monkeypatch):
     monkeypatch.setenv("KDNB_CACHE", str(tmp_path / "cache"))
     for number, name in enumerate(("cat", "dog", "eel")):
         for index in range(12):
-            draw(tmp_path / "pets" / name / f"{index}.png", 40 * number + index, (16, 16))
+            write_noise(tmp_path / "pets" / name / f"{index}.png", 40 * number + index, (16, 16))
     return load(f"folder:{tmp_path / 'pets'}")
 
 

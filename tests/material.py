@@ -21,6 +21,7 @@ from kdnb.storage.files import write_record
 from kdnb.studies.datafree_field import SETTINGS, Setting
 from kdnb.studies.fast_ad import OnlineConfig
 from kdnb.studies.generator_loop import GeneratorConfig, distil_from_generator
+from kdnb.studies.label_store import StoreConfig
 
 FIXTURES = Path(__file__).parent / "notebooks"  # one failure each
 
@@ -286,7 +287,7 @@ def smallest_setting(name: str, **student) -> Setting:
 # --- stored labels -----------------------------------------------------------------------------------------------------------
 
 STORE_IMAGES = torch.rand(7, 1, 10, 12, generator=torch.Generator().manual_seed(0)) * 2 - 1
-STORE_SETTINGS = {"num_crops": 5, "size": 8, "batch_size": 4, "images_per_shard": 3}
+STORE = StoreConfig(num_crops=5, size=8, batch_size=4, images_per_shard=3)
 
 
 class LabelTeacher(nn.Module):

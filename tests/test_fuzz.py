@@ -36,7 +36,7 @@ from kdnb.storage.header import check_classes, read_header
 from kdnb.storage.naming import canonical
 from kdnb.studies.label_store import make_store, open_store
 from kdnb.training.importers import read_weights
-from tests.material import FIXTURES, STORE_IMAGES, STORE_SETTINGS, LabelTeacher
+from tests.material import FIXTURES, STORE, STORE_IMAGES, LabelTeacher
 
 SOME, MANY = 25, 2500  # examples of every property
 
@@ -348,7 +348,7 @@ def store() -> dict[str, bytes]:
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
-        make_store(Path(folder), STORE_IMAGES, LabelTeacher(), **STORE_SETTINGS)
+        make_store(Path(folder), STORE_IMAGES, LabelTeacher(), STORE)
         return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
 

@@ -141,7 +141,8 @@ def vid_bound(folder: Path | None) -> dict:
 def making_labels(folder: Path | None, tmp: Path | None = None) -> dict:
     """Without a folder of its own there is no store; the uninterrupted one is made in `tmp`."""
     pictures, teacher = images(18, 1, 8), network(num_classes=6, channels=1)
-    store = label_store.make_store(folder or tmp, pictures, teacher, num_crops=3, batch_size=6, images_per_shard=2)
+    config = label_store.StoreConfig(num_crops=3, batch_size=6, images_per_shard=2)
+    store = label_store.make_store(folder or tmp, pictures, teacher, config)
     return {
         "boxes": store.boxes,
         "flips": store.flips,

@@ -38,7 +38,7 @@ from kdnb.studies import bfa_attack, datafree_loop, generator_loop
 from kdnb.studies.bfa_attack import attack
 from kdnb.studies.label_store import make_store, open_store
 from kdnb.training import resume
-from tests.material import GENERATOR_LOOP, STORE_IMAGES, STORE_SETTINGS, LabelTeacher, fused
+from tests.material import GENERATOR_LOOP, STORE, STORE_IMAGES, LabelTeacher, fused
 from tests.slow.routines import digest, images, network
 
 CUTS = 16  # places inside a write
@@ -172,9 +172,9 @@ def look_at_log(folder: Path) -> str:
 def label_store(folder: Path, mark: Callable[[], None], over: bool) -> None:
     """A store, also in place of one of other settings."""
     if over:
-        make_store(folder, STORE_IMAGES, LabelTeacher(), **STORE_SETTINGS | {"seed": 1})
+        make_store(folder, STORE_IMAGES, LabelTeacher(), STORE, seed=1)
     mark()
-    make_store(folder, STORE_IMAGES, LabelTeacher(), **STORE_SETTINGS)
+    make_store(folder, STORE_IMAGES, LabelTeacher(), STORE)
     mark()
 
 

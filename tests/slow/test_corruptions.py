@@ -30,7 +30,7 @@ from kdnb.storage.header import check_classes
 from kdnb.studies.bfa_attack import attack
 from kdnb.studies.label_store import make_store
 from kdnb.training.importers import read_weights
-from tests.material import GENERATOR_LOOP, STORE_IMAGES, STORE_SETTINGS, LabelTeacher, run_generator_loop
+from tests.material import GENERATOR_LOOP, STORE, STORE_IMAGES, LabelTeacher, run_generator_loop
 from tests.slow.routines import digest, images, network
 from tests.slow.savers import read_store, state
 
@@ -105,7 +105,7 @@ def read_kept(folder: Path) -> str:
 
 
 def store(folder: Path) -> None:
-    make_store(folder, STORE_IMAGES, LabelTeacher(), **STORE_SETTINGS)
+    make_store(folder, STORE_IMAGES, LabelTeacher(), STORE)
 
 
 RECORD = {

@@ -10,7 +10,7 @@ from kdnb.samplers.cadr import GuidanceConfig
 from kdnb.studies.bfa_attack import attack
 from kdnb.studies.distillation import compare
 from kdnb.studies.fast_ad import diffusion_source
-from kdnb.studies.label_store import make_store
+from kdnb.studies.label_store import StoreConfig, make_store
 from kdnb.studies.prior import trained_prior
 from kdnb.studies.reusable_generator import generator_config, generator_task
 from kdnb.training.distil import Setting, distil, student_recipe
@@ -56,5 +56,5 @@ def test_teacher_students_prior_guidance_generator_attack_and_label_store_take_i
 
     assert attack(teacher.model, data.private.images[:4], data.test, data.num_classes, max_flips=1)
 
-    make_store(tmp_path / "store", data.train.images, teacher.model, mode="marginal_smoothing_k2", num_crops=2)
+    make_store(tmp_path / "store", data.train.images, teacher.model, StoreConfig("marginal_smoothing_k2", num_crops=2))
     assert (tmp_path / "store").is_dir()

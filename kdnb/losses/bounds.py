@@ -184,19 +184,6 @@ def iwae_bound(log_weights: Tensor, dim: int = 0) -> Tensor:
     return log_weights.logsumexp(dim) - math.log(log_weights.shape[dim])
 
 
-def gaussian_mutual_information(covariance: Tensor, num_first: int) -> Tensor:
-    """I(t; s) = 1/2 ln( |S_t| |S_s| / |S| ) of jointly Gaussian vectors.
-
-    Args:
-        covariance: (d_t + d_s, d_t + d_s), t first.
-        num_first: d_t.
-    Returns:
-        Scalar >= 0, nats.
-    """
-    first, second = covariance[:num_first, :num_first], covariance[num_first:, num_first:]
-    return 0.5 * (torch.logdet(first) + torch.logdet(second) - torch.logdet(covariance))
-
-
 def correlated_pairs_information(rho: Tensor, num_pairs: int) -> Tensor:
     """I = -d/2 ln(1 - rho^2) of d independent pairs of standard normals with correlation rho in (-1, 1)."""
     return -0.5 * num_pairs * torch.log1p(-torch.as_tensor(rho).square())

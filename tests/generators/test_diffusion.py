@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from kdnb.errors import InputError
-from kdnb.generators.diffusion import DiffusionPrior, build_prior, linear_alphas_cumprod, load_prior, save_prior
+from kdnb.generators.diffusion import DiffusionPrior, build_prior, linear_alphas_cumprod, load_prior
 from kdnb.randomness import generator_for
 from kdnb.studies import prior
 from kdnb.studies.prior import ema_decay_at, train_prior
@@ -288,12 +288,18 @@ def test_numbers_out_of_range_are_refused(images, wrong):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
+    from diffusers import DDPMScheduler
+
     torch.manual_seed(0)
     prior = DiffusionPrior(
         build_prior("compact_unet", 1, 8, **TINY), linear_alphas_cumprod(200, 1e-3, 0.05), "v_prediction"
     )
     folder = tmp_path_factory.mktemp("priors") / "prior"
-    save_prior(prior, folder)
+    prior.model.save_pretrained(folder)
+    alphas = prior.alphas_cumprod.double()
+    betas = 1 - alphas / torch.cat([torch.ones(1), alphas[:-1]])
+    scheduler = DDPMScheduler(200, trained_betas=betas.tolist(), prediction_type=prior.prediction_type)
+    scheduler.save_pretrained(folder / "scheduler")
     return prior, folder
 
 
@@ -309,33 +315,6 @@ def test_saved_prior_comes_back_with_equal_outputs(saved):
     assert torch.equal(loaded.epsilon(x, 150), prior.epsilon(x, 150))
     assert torch.equal(loaded.alphas_cumprod, prior.alphas_cumprod)
     assert loaded.prediction_type == "v_prediction" and loaded.num_train_timesteps == 200
-
-
-def test_saving_again_replaces_the_old_prior_and_leaves_nothing_else(saved, copied):
-    other = DiffusionPrior(build_prior("compact_unet", 1, 8, **TINY))
-    save_prior(other, copied)
-    x = torch.randn(1, 1, 8, 8)
-    assert torch.equal(load_prior(copied).epsilon(x, 5), other.epsilon(x, 5))
-    assert [path.name for path in copied.parent.iterdir()] == ["prior"]
-
-
-def test_a_failed_save_leaves_the_old_prior_alone(saved, copied, monkeypatch):
-    def full_disk(*_, **__):
-        raise OSError("No space left on device")
-
-    prior = saved[0]
-    monkeypatch.setattr(type(prior.model), "save_pretrained", full_disk)
-    with pytest.raises(OSError, match="No space"):
-        save_prior(prior, copied)
-    assert [path.name for path in copied.parent.iterdir()] == ["prior"]
-    assert load_prior(copied).num_train_timesteps == 200
-
-
-def test_a_folder_with_other_files_is_not_overwritten(saved, tmp_path):
-    (tmp_path / "notes.txt").write_text("keep")
-    with pytest.raises(InputError, match="holds no prior"):
-        save_prior(saved[0], tmp_path)
-    assert (tmp_path / "notes.txt").read_text() == "keep"
 
 
 def test_a_pipeline_of_diffusers_is_read_with_its_own_schedule(tmp_path):

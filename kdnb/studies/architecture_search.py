@@ -6,7 +6,7 @@ With `diswot_scorer` the score is DisWOT's: the fit of an untrained student to a
 import itertools
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -137,16 +137,15 @@ def evolve(
         raise InputError(
             f"evolution needs 1 <= tournament <= population <= budget, got {tournament}, {population}, {budget}"
         )
-    allowed = [architecture for architecture in space if cost is None or cost(architecture) <= max_cost]
+    allowed = dict.fromkeys(one for one in space if cost is None or cost(one) <= max_cost)  # in the order of the space
     if not allowed:
         raise InputError(f"no architecture of the space costs {max_cost} or less")
-    rng, possible, scores, history = random.Random(seed), set(allowed), {}, []
-    first = rng.sample(allowed, min(population, len(allowed)))
+    rng, scores, history = random.Random(seed), {}, []
+    first = rng.sample(list(allowed), min(population, len(allowed)))
     saver = Checkpointer(folder)
     if restored := saver.load():
-        history = [
-            Candidate(Architecture(depth, tuple(widths)), value) for depth, widths, value in restored[1]["history"]
-        ]
+        rows = restored[1]["history"]
+        history = [Candidate(Architecture(depth, tuple(widths)), value) for depth, widths, value in rows]
         scores = {candidate.architecture: candidate.score for candidate in history}
         rng.setstate(restored[1]["random"])
 
@@ -157,19 +156,26 @@ def evolve(
                 raise FloatingPointError(f"the score of {architecture} is {value}")
         history.append(Candidate(architecture, scores[architecture]))
         if len(history) % SAVE_EVERY == 0:
-            saver.save(
-                len(history), {"history": [(*one.architecture, one.score) for one in history], "random": rng.getstate()}
-            )
+            rows = [(*one.architecture, one.score) for one in history]
+            saver.save(len(history), {"history": rows, "random": rng.getstate()})
 
     for number in progress(range(len(history), budget), "architecture search", budget, len(history)):
-        if number < len(first):
-            born(first[number])
-            continue
         living = history[-population:]  # the oldest die first
-        parent = max(rng.sample(living, min(tournament, len(living))), key=lambda candidate: candidate.score)
-        children = [architecture for architecture in space.neighbours(parent.architecture) if architecture in possible]
-        born(rng.choice(children or allowed))
+        born(first[number] if number < len(first) else _child(living, tournament, space, allowed, rng))
     return history
+
+
+def _child(
+    living: Sequence[Candidate],
+    tournament: int,
+    space: SearchSpace,
+    allowed: Mapping[Architecture, None],
+    rng: random.Random,
+) -> Architecture:
+    """A neighbour of the best of a random few; where it has none that is allowed, any other architecture."""
+    parent = max(rng.sample(living, min(tournament, len(living))), key=lambda candidate: candidate.score)
+    children = [architecture for architecture in space.neighbours(parent.architecture) if architecture in allowed]
+    return rng.choice(children or list(allowed))
 
 
 def parameter_count(architecture: Architecture, num_classes: int, **kwargs) -> int:

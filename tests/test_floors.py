@@ -1,6 +1,8 @@
 """The package's floors: a module imports from its own room or from rooms on floors below it, and never in a circle."""
 
 import ast
+import subprocess
+import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -87,6 +89,34 @@ def test_faces_of_rooms_import_nothing_heavy():
         names = {alias.name.split(".")[0] for node in top if isinstance(node, ast.Import) for alias in node.names}
         names |= {(node.module or "").split(".")[0] for node in top if isinstance(node, ast.ImportFrom)}
         assert not names & heavy, path.parent.name
+
+
+def test_importing_the_package_changes_nothing_outside_of_it():
+    """What must change, changes in a call: figures' style, papermill's handlers, loggers, random state, torch's settings."""
+    code = """
+import importlib, logging, sys
+import diffusers, matplotlib.pyplot, numpy, pandas, papermill.iorw, seaborn, torch, torchvision
+
+def outside():
+    return {
+        "style": dict(matplotlib.rcParams),
+        "tables": pandas.get_option("display.width"),
+        "handlers": [scheme for scheme, _ in papermill.iorw.papermill_io._handlers],
+        "loggers": {name: logging.getLogger(name).level for name in ("", "papermill", "torch", "diffusers")},
+        "random": (torch.random.get_rng_state().tolist(), numpy.random.get_state()[1].tolist()),
+        "torch": (torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled()),
+        "errors": sys.excepthook,
+    }
+
+before = outside()
+for name in sys.argv[1:]:
+    importlib.import_module(f"kdnb.{name}")
+after = outside()
+sys.exit(", ".join(key for key in before if before[key] != after[key]))
+"""
+    command = [sys.executable, "-c", code, *MODULES]
+    found = subprocess.run(command, cwd=PACKAGE.parent, capture_output=True, text=True)
+    assert found.stderr.strip() == "", found.stderr
 
 
 def test_the_check_sees_an_import_inside_a_function(tmp_path):

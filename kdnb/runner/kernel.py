@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -161,8 +162,11 @@ class _WholeNotebooks:
         return path.removeprefix(_SCHEME)
 
 
-papermill_io.register(_SCHEME, _WholeNotebooks())
-logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it would say on stderr is in the outcome
+@cache
+def _set_up_papermill() -> None:
+    """papermill writes through `_WholeNotebooks`, and says nothing on stderr: what it would say is in the outcome."""
+    papermill_io.register(_SCHEME, _WholeNotebooks())
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)
 
 
 def environment_for(plan: Any, watch: Watch) -> dict[str, str]:
@@ -179,6 +183,7 @@ def environment_for(plan: Any, watch: Watch) -> dict[str, str]:
 
 def execute(plan: Any, watch: Watch) -> None:
     """Run all cells; raises what papermill and nbclient raise, and `EarlyExit` for a notebook that left by `sys.exit(0)`."""
+    _set_up_papermill()
     notebook = nbformat.read(plan.path, as_version=4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
     watch.bar.total = len(code) + bool(plan.changed)

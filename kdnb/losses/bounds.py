@@ -16,7 +16,13 @@ _LOG_2PI = math.log(2 * math.pi)
 
 
 class PPCA(NamedTuple):
-    """Parameters of probabilistic PCA: W (D, q), mean (D,), variance sigma^2 > 0 (scalar tensor)."""
+    """Parameters of probabilistic PCA, x = W z + mean + noise.
+
+    Attributes:
+        weight: W, (D, q).
+        mean: (D,).
+        variance: sigma^2 > 0 of the noise, scalar tensor.
+    """
 
     weight: Tensor
     mean: Tensor

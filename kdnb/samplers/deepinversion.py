@@ -111,7 +111,13 @@ def pixel_rate(config: PixelConfig, step: int, iterations: int) -> float:
 
 
 class Descent(NamedTuple):
-    """`losses`: name -> (steps,), before each step; `best`: (B, C, H, W) with the lowest total; `last`: after the last step, not clipped."""
+    """What a descent in pixels left.
+
+    Attributes:
+        losses: name -> (steps,), before each step.
+        best: (B, C, H, W) with the lowest total.
+        last: (B, C, H, W) after the last step, not clipped.
+    """
 
     losses: dict[str, Tensor]
     best: Tensor

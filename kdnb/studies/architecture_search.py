@@ -32,7 +32,12 @@ SAVE_EVERY = 10  # individuals between checkpoints; what a kill can cost
 
 
 class Architecture(NamedTuple):
-    """A CIFAR ResNet: depth 6n + 2 or the blocks of its three stages, and their channels (the stem has those of the first)."""
+    """A CIFAR ResNet.
+
+    Attributes:
+        depth: 6n + 2, or the blocks of its three stages.
+        widths: channels of the stages; the stem has those of the first.
+    """
 
     depth: int | tuple[int, int, int]
     widths: tuple[int, int, int]
@@ -48,10 +53,15 @@ class Architecture(NamedTuple):
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """All combinations of a depth and a width of each stage; with `blocks` each stage chooses its number of blocks for itself.
+    """All combinations of a depth and a width of each stage.
 
     The last stage's width is the feature width D, which DisWOT wants equal to the teacher's: give it one choice. DisWOT's own space of
     ResNets is blocks (1, 3, 5, 7) at widths 16, 32, 64.
+
+    Attributes:
+        depths: 6n + 2.
+        widths: choices of each of the three stages.
+        blocks: where given, each stage chooses its number of blocks for itself, and `depths` are not used.
     """
 
     depths: Sequence[int] = (8, 14, 20, 26, 32)
@@ -95,7 +105,12 @@ class SearchSpace:
 
 
 class Candidate(NamedTuple):
-    """An architecture and its score."""
+    """One individual of a search.
+
+    Attributes:
+        architecture: what it is.
+        score: higher is better.
+    """
 
     architecture: Architecture
     score: float

@@ -29,8 +29,14 @@ from kdnb.training.evaluation import evaluate
 
 
 class Attack(NamedTuple):
-    """`rows`: `flips`, `accuracy`, `loss`, `layer` after every step, from 0 flips on; `trail`: layer, index, bit, before, after of every
-    flip; `to_chance`: flips until accuracy <= 1.1 / K, None if it was not reached; `exhausted`: the search found no flip that hurts."""
+    """One bit-flip attack.
+
+    Attributes:
+        rows: `flips`, `accuracy`, `loss`, `layer` after every step, from 0 flips on.
+        trail: layer, index, bit, before, after of every flip.
+        to_chance: flips until accuracy <= 1.1 / K, None if it was not reached.
+        exhausted: whether the search found no flip that hurts.
+    """
 
     rows: list[dict]
     trail: list[dict]

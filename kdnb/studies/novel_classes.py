@@ -35,7 +35,13 @@ _CHUNK = 500  # images of one forward pass in evaluation
 
 
 class ClassSplit(NamedTuple):
-    """A data set cut in two: classes 0..num_known-1 keep their labels, the others lose theirs (label -1 in training)."""
+    """A data set cut in two: classes 0..num_known-1 keep their labels, the others lose theirs.
+
+    Attributes:
+        num_known, num_novel: classes of each kind.
+        known, novel: training images; the labels of novel ones are -1.
+        test, test_known: all test images, and those of known classes.
+    """
 
     num_known: int
     num_novel: int

@@ -19,7 +19,12 @@ from kdnb.training.schedules import warm_cosine
 
 
 class PriorFit(NamedTuple):
-    """A trained prior (averaged weights) and the (steps,) epsilon losses on the CPU."""
+    """A trained prior.
+
+    Attributes:
+        prior: with averaged weights.
+        losses: (steps,) epsilon losses, on the CPU.
+    """
 
     prior: DiffusionPrior
     losses: Tensor

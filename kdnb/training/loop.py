@@ -31,7 +31,12 @@ from kdnb.training.resume import Resumable, stop_if_not_finite
 
 @dataclass(frozen=True)
 class Fit:
-    """What `fit` found. The headline is the last epoch; the best one is reported beside it."""
+    """What `fit` found. The headline is the last epoch; the best one is reported beside it.
+
+    Attributes:
+        history: a row for each epoch: `epoch`, `lr`, the mean of each term, and `top1` where it was evaluated.
+        seconds: of the whole training, before a kill included.
+    """
 
     history: list[dict]
     seconds: float

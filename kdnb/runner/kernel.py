@@ -58,7 +58,7 @@ class Watch:
         self.bar.done += 1
 
     def stop(self) -> None:
-        """Somebody outside wants the run to end: the kernel has a moment; asked twice, it has none."""
+        """End the run on request: the kernel has `_GRACE` seconds; on a second request it is killed at once."""
         if self.stopped:
             self._kill()
         self.stopped, self._patience = True, time.monotonic() + _GRACE

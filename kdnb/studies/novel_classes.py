@@ -204,7 +204,7 @@ class DiscoveryNet(nn.Module):
             for _ in range(num_heads)
         )
         self.novel = nn.Parameter(torch.randn(num_heads, num_novel, width))
-        self.head = 0  # which head speaks in eval mode
+        self.head = 0  # the head that answers in eval mode
 
     def forward(self, x: Tensor, return_features: bool = False):
         pooled = self.encoder(_unstack(x, self.channels), return_features=True).pooled

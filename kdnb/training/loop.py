@@ -305,8 +305,8 @@ def _teacher_features(teacher: nn.Module | None, views: list[Tensor], method: nn
     if teacher is None or not method.needs_teacher:
         return [None] * len(views)
     asked = _asked("teacher", method)
-    lent = batch_statistics(teacher) if method.batch_statistics else nullcontext()
-    with torch.inference_mode(), lent:
+    statistics = batch_statistics(teacher) if method.batch_statistics else nullcontext()
+    with torch.inference_mode(), statistics:
         outputs = [teacher(view.to(memory_format=memory_format), **asked) for view in views]
     return [_constants(output, method.needs_features) for output in outputs]
 

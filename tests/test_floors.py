@@ -11,15 +11,13 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "kdnb"
 
 FLOORS = (
-    {"errors", "rehearsal", "choices"},
-    {"progress", "usercode"},
-    {"live", "storage", "intervals", "losses", "models", "generators"},
-    {"randomness", "metrics", "methods", "attacks", "reports", "checks"},
-    {"data", "runs"},
-    {"samplers"},
-    {"training", "parameters"},
+    {"errors", "rehearsal", "choices", "randomness", "plots"},
+    {"progress", "usercode", "live", "intervals", "checks", "losses", "generators"},
+    {"storage", "models", "metrics"},
+    {"data", "methods", "attacks", "runs", "reports"},
+    {"samplers", "training", "parameters"},
     {"studies", "runner"},
-    {"plots", "api"},
+    {"api"},
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 

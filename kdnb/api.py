@@ -41,7 +41,9 @@ class Result:
 
     Attributes:
         student: in eval mode; takes images in [-1, 1]. `student.plain` is the network as its maker made it, for standardised images.
-        history: a row for each epoch. made, teacher, data, recipe: what it came from.
+        history: a row for each epoch.
+        made, teacher, data, recipe, setting: what it came from.
+        name: of the student's architecture; None for a module of your own.
     """
 
     student: nn.Module

@@ -22,9 +22,14 @@ from kdnb.methods import METHODS, parse_method
 
 
 class Parameter(NamedTuple):
-    """One line of the table: the annotation in a notebook, the pydantic type, what is allowed (in words), what it is for.
+    """One line of the table of parameters.
 
-    With `optional` a notebook may annotate it `Optional[...]`, and None then means what that notebook's comment says.
+    Attributes:
+        annotation: as a notebook writes it.
+        type: for pydantic, with the range.
+        allowed: the same in words.
+        help: what it is for.
+        optional: a notebook may annotate it `Optional[...]`, and None then means what that notebook's comment says.
     """
 
     annotation: str

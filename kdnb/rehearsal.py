@@ -18,7 +18,12 @@ _LONG = 20.0  # seconds; after a first item that took longer there is no second
 
 
 class Cost(NamedTuple):
-    """Seconds, and bytes written to disk."""
+    """What a part of a run takes.
+
+    Attributes:
+        seconds: of time.
+        bytes: written to disk.
+    """
 
     seconds: float = 0.0
     bytes: float = 0.0

@@ -15,9 +15,9 @@ from invoke.parser import Parser
 import tasks
 from kdnb.reports.outcome import read_outcome
 from kdnb.storage.checkpoints import save_state
+from tests.material import FIXTURES
 
 ROOT = Path(__file__).parent.parent
-FIXTURES = Path(__file__).parent / "notebooks"
 CONTEXTS = Collection.from_module(tasks).to_contexts()
 PAGES = [path for path in (ROOT / "README.md", ROOT / "params" / "README.md") if path.is_file()]
 

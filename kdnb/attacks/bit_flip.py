@@ -15,7 +15,13 @@ from kdnb.models.frozen import frozen
 
 
 class Step(NamedTuple):
-    """One committed step: its `flips` (all in one layer), losses before and after, and the `layer_losses` of its last trial round."""
+    """One committed step of the search.
+
+    Attributes:
+        flips: the flipped bits, all in one layer.
+        loss_before, loss_after: nats, on the attacker's images.
+        layer_losses: loss by layer in the last round of trials.
+    """
 
     flips: tuple[Flip, ...]
     loss_before: float
@@ -24,8 +30,13 @@ class Step(NamedTuple):
 
 
 class Candidates(NamedTuple):
-    """Of one layer: `positions` (k,) of the weights with the largest gradients, `integers` (k,) there, first-order `gains` (N, k) of
-    flipping each of their bits, 0 where a flip would lower the loss."""
+    """The bits of one layer that are worth a trial.
+
+    Attributes:
+        positions: (k,) of the weights with the largest gradients.
+        integers: (k,) the quantised weights there.
+        gains: (N, k) first-order gains of flipping each of their N bits, 0 where a flip would lower the loss.
+    """
 
     positions: Tensor
     integers: Tensor

@@ -7,8 +7,6 @@ diffusers takes seconds to import and is imported inside the functions that need
 
 import inspect
 import json
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -201,41 +199,8 @@ def build_prior(name: str, channels: int, image_size: int, **kwargs) -> nn.Modul
 # --- folders of diffusers ------------------------------------------------------------------------------------------------------
 
 
-def save_prior(prior: DiffusionPrior, folder: Path) -> None:
-    """Write a folder that `load_prior` and diffusers itself can read: config.json, safetensors weights, scheduler/.
-
-    The folder appears whole or not at all; one that was saved before is replaced.
-
-    Raises:
-        InputError: the folder holds something that is not a saved prior, or the model is none of diffusers.
-    """
-    from diffusers import DDPMScheduler
-
-    folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").is_file():
-        raise InputError(f"{folder.name} is not empty and holds no prior; choose another folder")
-    if not hasattr(prior.model, "save_pretrained"):
-        raise InputError(f"only models of diffusers can be saved as a folder, got {type(prior.model).__name__}")
-    alphas = prior.alphas_cumprod.detach().cpu().double()
-    betas = 1 - alphas / torch.cat([torch.ones(1, dtype=torch.float64), alphas[:-1]])
-    scheduler = DDPMScheduler(
-        num_train_timesteps=len(betas), trained_betas=betas.tolist(), prediction_type=prior.prediction_type
-    )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".tmp-"))
-    try:
-        prior.model.save_pretrained(temporary, safe_serialization=True)
-        scheduler.save_pretrained(temporary / "scheduler")
-        temporary.chmod(0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
 def load_prior(folder: Path) -> DiffusionPrior:
-    """A prior from a local folder written by `save_prior`, or by `save_pretrained` of a diffusers model or pipeline.
+    """A prior from a local folder that `save_pretrained` of a diffusers model or pipeline wrote.
 
     The noise schedule and the prediction type come from scheduler/scheduler_config.json or scheduler_config.json; without either they
     are 1000 linear betas from 1e-4 to 0.02 and epsilon. Weights are read from safetensors only, every one of them must fit, and the

@@ -12,7 +12,13 @@ __all__ = ["ALIASES", "MODELS", "ModelSpec", "build", "find", "identity", "known
 
 
 class ModelSpec(NamedTuple):
-    """Where a model is made: `kdnb.models.<module>.<factory>(num_classes, in_channels, **kwargs)`; `cub`: then given a CUB-200 stem."""
+    """Where a model is made: `kdnb.models.<module>.<factory>(num_classes, in_channels, **kwargs)`.
+
+    Attributes:
+        module, factory, kwargs: as above.
+        description: one line.
+        cub: whether it is then given the stem for CUB-200.
+    """
 
     module: str
     factory: str

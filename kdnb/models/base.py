@@ -14,9 +14,13 @@ from kdnb.errors import InputError
 class Features(NamedTuple):
     """One forward pass seen from inside.
 
-    logits: (B, K). feats: list of (B, C_l, H_l, W_l), stem first. pooled: (B, D), what enters the head. final_map: (B, D, H, W), what
-    enters global average pooling (not always the last of `feats`: MobileNetV2, ShuffleNetV2 and WRN add layers after it).
-    preactivations: `feats` before their last ReLU, only where the pass was asked for them.
+    Attributes:
+        logits: (B, K).
+        feats: list of (B, C_l, H_l, W_l), stem first.
+        pooled: (B, D), what enters the head.
+        final_map: (B, D, H, W), what enters global average pooling (not always the last of `feats`: MobileNetV2, ShuffleNetV2 and WRN add
+            layers after it).
+        preactivations: `feats` before their last ReLU, only where the pass was asked for them.
     """
 
     logits: Tensor

@@ -23,7 +23,14 @@ _ENTRY = re.compile(r"^@register_model\b.*?^def (\w+)\(", re.DOTALL | re.MULTILI
 
 
 class ForeignName(NamedTuple):
-    """What a name stands for: a library's entry or a user's function, and the layers to tap where the user names them."""
+    """What a name stands for: a library's entry or a user's function.
+
+    Attributes:
+        library: timm or torchvision; None for a function.
+        entry: its name there.
+        function: of the user; None for a library's entry.
+        settings: the layers to look at, where the user names them, as text.
+    """
 
     library: str | None
     entry: str

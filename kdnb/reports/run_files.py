@@ -16,13 +16,21 @@ COLUMNS = ("notebook", "metric", "value", "seed")
 
 
 class RunFiles(NamedTuple):
-    """What a run folder holds; what is missing or damaged is empty, and `problems` says so."""
+    """What a run folder holds; what is missing or damaged is empty.
+
+    Attributes:
+        folder, notebook: where it is, and of which notebook.
+        record: run.json.
+        outcome: execution.json.
+        results: rows of results.csv.
+        problems: a sentence on each file that is missing or damaged.
+    """
 
     folder: Path
     notebook: str
-    record: dict[str, Any]  # run.json
-    outcome: dict[str, Any]  # execution.json
-    results: list[dict[str, str]]  # rows of results.csv
+    record: dict[str, Any]
+    outcome: dict[str, Any]
+    results: list[dict[str, str]]
     problems: list[str]
 
     @property

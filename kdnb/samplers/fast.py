@@ -48,7 +48,18 @@ class CroppedSynthesizer:
 
 @dataclass(frozen=True)
 class FastConfig:
-    """Constants of the method on CIFAR with ten steps, see `Synthesizer`; latent_dim and width are the generator's."""
+    """Constants of the method on CIFAR with ten steps, see `Synthesizer`.
+
+    Attributes:
+        latent_dim, width: of the generator.
+        batch_size, num_steps: images of a call, and inner steps for them.
+        lr_generator, lr_latent: rates of the generator and of the latents.
+        bn_weight, oh_weight, adv_weight: of the batch-norm, one-hot and adversarial losses.
+        warmup: the call, counted from 1, with which the adversarial loss begins.
+        bn_momentum: of the generator's batch-norm statistics, mixed once a call.
+        meta_update: "fomaml" or "reptile".
+        crop_padding, flip: augmentation of the images.
+    """
 
     latent_dim: int = 256
     width: int = 64

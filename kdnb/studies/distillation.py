@@ -92,24 +92,21 @@ def compare(
             omitted_class=omitted_class,
             description=f"{name}, seed {seed} ({len(rows) + 1} of {count})",
         )
-        best = max(row["top1"] for row in made.history if "top1" in row)
         rows.append(
-            {
-                "setting": name,
-                "method": setting.method,
-                "seed": seed,
-                "top1": made.history[-1]["top1"],
-                "best_top1": best,
-            }
+            {"setting": name, "method": setting.method, "seed": seed}
+            | _top1(made.history)
             | student_metrics(made, teacher.model, data, omitted_class)
-            | {
-                "extra_parameters": made.method.extra_parameters(),
-                "seconds": round(made.seconds, 1),
-                "recipe": made.key,
-                "teacher": teacher.hash,
-            }
+            | {"extra_parameters": made.method.extra_parameters(), "seconds": round(made.seconds, 1)}
+            | {"recipe": made.key, "teacher": teacher.hash}
         )
     return rows
+
+
+def _top1(history: Sequence[dict]) -> dict[str, float]:
+    return {
+        "top1": history[-1]["top1"],
+        "best_top1": max(row["top1"] for row in history if "top1" in row),
+    }
 
 
 _AT_ONCE = 100  # images in a forward pass that keeps its maps: those of 224 pixels are large

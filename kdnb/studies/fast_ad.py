@@ -173,7 +173,13 @@ def diffusion_source(
 
 @dataclass(frozen=True)
 class OnlineResult:
-    """History by epoch, the images last in the buffer, and seconds by phase."""
+    """What the online loop leaves.
+
+    Attributes:
+        history: one row an epoch.
+        images, labels: last in the buffer.
+        seconds: by phase.
+    """
 
     history: list[dict]
     images: Tensor

@@ -37,7 +37,12 @@ _COUNTER = ".num_batches_tracked"
 
 
 class Imported(NamedTuple):
-    """A classifier in eval mode with imported weights, and their identity (`kdnb.storage.checkpoints.state_hash`)."""
+    """A classifier with imported weights.
+
+    Attributes:
+        model: in eval mode.
+        hash: identity of the weights (`kdnb.storage.checkpoints.state_hash`).
+    """
 
     model: nn.Module
     hash: str

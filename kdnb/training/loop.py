@@ -4,7 +4,7 @@ A killed `fit` continues from its last checkpoint and ends with the same bits as
 of the step, the order of an epoch and every augmentation are functions of (seed, epoch, step), and the rest is in the checkpoint.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,12 @@ from kdnb.training.resume import Resumable, stop_if_not_finite
 
 @dataclass(frozen=True)
 class Fit:
-    """What `fit` found. The headline is the last epoch; the best one is reported beside it."""
+    """What `fit` found. The headline is the last epoch; the best one is reported beside it.
+
+    Attributes:
+        history: a row for each epoch: `epoch`, `lr`, the mean of each term, and `top1` where it was evaluated.
+        seconds: of the whole training, before a kill included.
+    """
 
     history: list[dict]
     seconds: float
@@ -76,7 +81,7 @@ def fit(
     _check_fit(student, train, method, teacher, recipe)
     student, teacher = _with_features(train, train.device, student, teacher)
     trainer = _Trainer(student, teacher, method, recipe, train.device)
-    steps_per_epoch = len(train) // recipe.batch_size + (len(train) % recipe.batch_size > 1)
+    steps = _steps_per_epoch(train, recipe)
     seed_everything(seed)
 
     def check() -> None:
@@ -88,21 +93,13 @@ def fit(
 
     history = work["history"]  # a row for each epoch done; `work.done` counts steps
     for epoch in progress(range(len(history), recipe.epochs), description, recipe.epochs, len(history)):
-        steps = range(max(work.done - epoch * steps_per_epoch, 0), steps_per_epoch)
-        order = _whole(train).permutation(seed, epoch).to(train.device) if method.needs_indices else None
-        batches = zip(steps, train.epoch(seed, epoch, recipe.batch_size, steps), strict=True)
-        for step, (images, labels) in cut(batches, "step", len(steps)):
-            total_step = epoch * steps_per_epoch + step
-            indices = None if order is None else order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
-            generator = generator_for(seed, "augment", total_step, device=train.device)
-            rate = learning_rate(recipe, total_step, steps_per_epoch)
-            terms = trainer.step(images, labels, indices, generator, rate, epoch)
-            _accumulate(work["sums"], terms, total_step)
-            work.save(total_step + 1)
+        for step, terms in trainer.epoch(train, seed, epoch, max(work.done, epoch * steps)):
+            _accumulate(work["sums"], terms, step)
+            work.save(step + 1)
 
         check()
-        row = {"epoch": epoch + 1, "lr": learning_rate(recipe, (epoch + 1) * steps_per_epoch - 1, steps_per_epoch)}
-        row |= {f"train_{name}": (total / steps_per_epoch).item() for name, total in _terms(work["sums"]).items()}
+        row = {"epoch": epoch + 1, "lr": learning_rate(recipe, (epoch + 1) * steps - 1, steps)}
+        row |= {f"train_{name}": (total / steps).item() for name, total in _terms(work["sums"]).items()}
         last = epoch + 1 == recipe.epochs or rehearsing()  # a rehearsal may stop after its first epoch
         if last or (epoch + 1) % recipe.eval_every == 0:
             row |= trainer.evaluate(test)
@@ -111,9 +108,14 @@ def fit(
         if log:
             log(**row)
 
-    work.save(recipe.epochs * steps_per_epoch, last=True)
+    work.save(recipe.epochs * steps, last=True)
     trainer.finish()
     return Fit(history, work.seconds)
+
+
+def _steps_per_epoch(train: AnySplit, recipe: Recipe) -> int:
+    """Batches of a pass; a last batch of one image is left out, batch norm can't use it."""
+    return len(train) // recipe.batch_size + (len(train) % recipe.batch_size > 1)
 
 
 class _Trainer:
@@ -145,6 +147,19 @@ class _Trainer:
         }
         if self.averaged is not None:
             self.parts["averaged"] = self.averaged
+
+    def epoch(self, train: AnySplit, seed: int, epoch: int, first_step: int) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        """The steps of an epoch from `first_step` on, steps counted from the beginning of the training: number and terms of each."""
+        size, count = self.recipe.batch_size, _steps_per_epoch(train, self.recipe)
+        steps = range(first_step - epoch * count, count)
+        order = _whole(train).permutation(seed, epoch).to(self.device) if self.method.needs_indices else None
+        batches = zip(steps, train.epoch(seed, epoch, size, steps), strict=True)
+        for step, (images, labels) in cut(batches, "step", len(steps)):
+            total_step = epoch * count + step
+            indices = None if order is None else order[step * size : (step + 1) * size]
+            generator = generator_for(seed, "augment", total_step, device=self.device)
+            rate = learning_rate(self.recipe, total_step, count)
+            yield total_step, self.step(images, labels, indices, generator, rate, epoch)
 
     def step(
         self,
@@ -290,8 +305,8 @@ def _teacher_features(teacher: nn.Module | None, views: list[Tensor], method: nn
     if teacher is None or not method.needs_teacher:
         return [None] * len(views)
     asked = _asked("teacher", method)
-    lent = batch_statistics(teacher) if method.batch_statistics else nullcontext()
-    with torch.inference_mode(), lent:
+    statistics = batch_statistics(teacher) if method.batch_statistics else nullcontext()
+    with torch.inference_mode(), statistics:
         outputs = [teacher(view.to(memory_format=memory_format), **asked) for view in views]
     return [_constants(output, method.needs_features) for output in outputs]
 

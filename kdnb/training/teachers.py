@@ -58,7 +58,13 @@ def teacher_recipe(data: Dataset, **changes) -> Recipe:
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained classifier, in eval mode, with its history and the hash of its weights."""
+    """A trained classifier.
+
+    Attributes:
+        model: in eval mode.
+        history: a row for each epoch; for imported weights one row, epoch 0.
+        hash: of its weights.
+    """
 
     model: nn.Module
     history: list[dict]

@@ -13,8 +13,7 @@ import yaml
 from kdnb.errors import InputError
 from kdnb.runner.plan import experiments, param_files, parse_limit, parse_overrides, plan, read_params
 from kdnb.storage.checkpoints import save_state
-
-FIXTURES = Path(__file__).parents[1] / "notebooks"
+from tests.material import FIXTURES
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from kdnb.generators.reusable import ReusableGenerator
 from kdnb.models import build
 from kdnb.studies import bfa_attack
 from kdnb.studies.bfa_attack import accuracy_at, attack, attack_sources, band, compare_sources, quantized, random_attack
-from tests.studies.test_fast_ad import FloatPrior
+from tests.material import FloatPrior, Killed
 
 
 @pytest.fixture(scope="module")
@@ -27,10 +27,6 @@ def images(seed: int = 0, count: int = 12) -> torch.Tensor:
 def test_split(model) -> Split:
     with torch.no_grad():
         return Split(images(5, 40), quantized(model).model(images(5, 40)).argmax(dim=1))
-
-
-class Killed(BaseException):
-    """Stands for a signal."""
 
 
 def test_an_attack_lowers_the_accuracy_and_leaves_the_model_alone(model, test_split):

@@ -1,8 +1,5 @@
 """kdnb.studies.datafree_field: every method trains a student in the one loop, resumes bit for bit, and refuses what it can't use."""
 
-from dataclasses import replace
-from types import SimpleNamespace
-
 import pytest
 import torch
 
@@ -14,62 +11,21 @@ from kdnb.samplers.noisy_layers import NoisyConfig
 from kdnb.samplers.one_step import OneStepConfig
 from kdnb.studies.datafree_field import SETTINGS, Setting, StudentConfig, distil_by, setting, student_loss
 from kdnb.studies.datafree_loop import LoopConfig, student_rate
-from tests.samplers.nets import bare, classifier
-from tests.studies.test_generator_loop import Killed, same, test_images, without_times
-
-SIZES = {
-    "latent_dim": 5,
-    "width": 2,
-    "batch_size": 6,
-    "num_steps": 2,
-    "crop_padding": 1,
-    "stages": ((1, 3),),
-    "warmup": 1,
-    "warmup_loops": 1,
-    "loops": 1,
-    "life": 2,
-    "embedding_width": 4,
-    "noisy_width": 5,
-    "head_width": 4,
-    "bank_size": 12,
-    "negatives": 8,
-    "pool_size": 14,
-}
-
-
-def data(name: str = "digits") -> SimpleNamespace:
-    """What a run needs of a data set: three classes of 8x8 grey images."""
-    spec = SimpleNamespace(mean=(0.4,), std=(0.3,))
-    return SimpleNamespace(name=name, channels=1, image_size=8, num_classes=3, spec=spec, test=test_images())
-
-
-def tiny(name: str, **student) -> Setting:
-    """A method's digits setting in its smallest form."""
-    synthesis, config = SETTINGS["digits"][name]
-    sizes = {field: value for field, value in SIZES.items() if hasattr(synthesis, field)}
-    shorter = {
-        "epochs": 4,
-        "warmup": 1,
-        "student_steps": 2,
-        "batch_size": 6,
-        "pool_size": 14,
-        "eval_every": 2,
-        "lr": 0.02,
-    }
-    return Setting(replace(synthesis, **sizes), replace(config, **shorter | student))
+from tests.material import Killed, classifier, few_images, same_weights, smallest_setting, three_classes, without_times
+from tests.samplers.nets import bare
 
 
 def run(name: str, chosen: Setting | None = None, **arguments):
     student = classifier(0)
     teacher = arguments.pop("teacher", None) or classifier(9).eval()
-    found = distil_by(name, teacher, student, data(), chosen or tiny(name), seed=5, **arguments)
+    found = distil_by(name, teacher, student, three_classes(), chosen or smallest_setting(name), seed=5, **arguments)
     return student, found
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_trains_a_student(name):
     student, found = run(name)
-    assert not same(student, classifier(0)) and not student.training
+    assert not same_weights(student, classifier(0)) and not student.training
     assert ["train" in row for row in found.history] == [False, True, True, True]
     assert ["top1" in row for row in found.history] == [False, True, False, True]
     assert found.images.shape[1:] == (1, 8, 8) and len(found.images) == found.history[-1]["stored"]
@@ -87,7 +43,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path, monkeypatch, name):
     with pytest.raises(Killed):
         run(name, folder=tmp_path, log=kill)
     again, resumed = run(name, folder=tmp_path)
-    assert same(student, again)
+    assert same_weights(student, again)
     assert torch.equal(found.images, resumed.images) and torch.equal(found.labels, resumed.labels)
     assert without_times(found.history) == without_times(resumed.history) and found.inner == resumed.inner
 
@@ -100,12 +56,12 @@ def test_every_method_has_settings_for_every_data_set(data_set):
 
 
 def test_a_data_set_without_settings_gets_the_published_ones():
-    assert setting("cmi", data("fashion_mnist")) is SETTINGS["cifar10"]["cmi"]
-    assert setting("cmi", data()) is SETTINGS["digits"]["cmi"]
+    assert setting("cmi", three_classes("fashion_mnist")) is SETTINGS["cifar10"]["cmi"]
+    assert setting("cmi", three_classes()) is SETTINGS["digits"]["cmi"]
 
 
 def test_the_given_temperature_is_used():
-    teacher, student, images = classifier(9).eval(), classifier(0).eval(), test_images().images
+    teacher, student, images = classifier(9).eval(), classifier(0).eval(), few_images().images
     supply = lambda count, rng: images  # noqa: E731
     for temperature in (1.0, 20.0):
         loss = student_loss(teacher, student, supply, StudentConfig(temperature=temperature), None)
@@ -113,7 +69,7 @@ def test_the_given_temperature_is_used():
 
 
 def test_dfads_student_minimises_what_its_generator_maximises():
-    teacher, student, images = classifier(9).eval(), classifier(0).eval(), test_images().images
+    teacher, student, images = classifier(9).eval(), classifier(0).eval(), few_images().images
     loss = student_loss(teacher, student, lambda count, rng: images, StudentConfig(loss="l1"), None)
     assert torch.allclose(loss, (student(images) - teacher(images)).abs().mean())
 
@@ -130,7 +86,7 @@ def test_given_embeddings_replace_random_vectors():
 
 def test_an_unknown_method_is_refused_with_the_nearest_name():
     with pytest.raises(InputError, match="did you mean 'zskt'"):
-        setting("zsk", data())
+        setting("zsk", three_classes())
 
 
 @pytest.mark.parametrize("name", [name for name, line in METHODS.items() if "batch norm" in line.assumes])
@@ -172,8 +128,8 @@ def test_the_rate_is_the_cosine_of_the_rounds_with_a_student():
 
 
 def test_images_of_another_size_than_the_generators_are_refused():
-    odd = data()
+    odd = three_classes()
     odd.image_size = 10
     odd.test = Split(torch.zeros(3, 1, 10, 10), torch.arange(3))
     with pytest.raises(InputError, match="multiple of 4"):
-        distil_by("cmi", classifier(9), classifier(0), odd, tiny("cmi"))
+        distil_by("cmi", classifier(9), classifier(0), odd, smallest_setting("cmi"))

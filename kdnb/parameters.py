@@ -240,6 +240,7 @@ TRAINING = {
 }
 # fields of `kdnb.studies.generator_loop.GeneratorConfig`, likewise
 LOOP = {
+    "inner_steps": _integer(1, 100_000, "generator steps a round"),
     "latent_dim": _integer(1, 100_000, "length of the latent vector"),
     "generator_width": _integer(1, 10_000, "channels of the generator's last convolution"),
     "lr_latent": _real(0, 100, "learning rate of the latents in the inner steps", above=True),
@@ -249,6 +250,10 @@ LOOP = {
     "final_lr": _real(0, 100, "learning rate of the student after the last round"),
     "perturbation_width": _integer(1, 10_000, "channels of the perturbation network's first convolution"),
     "perturbation_blocks": _integer(0, 100, "residual blocks of the perturbation network"),
+    "kd_weight": _real(0, 1e6, "alpha, weight of distillation in the hard losses"),
+    "ce_weight": _real(0, 1e6, "beta, weight of the teacher's hard labels there"),
+    "epsilon": _real(0, 255, "bound of an adversarial perturbation, in 1/255 of the pixel range"),
+    "probability": _real(0, 1, "p_a, share of images that are attacked whatever happens"),
     "twin_branches": _flag("whether the second branch starts as a copy of the first, as released"),
     "meta_update": _choice("meta update", choices.META_UPDATES, "step of the generator itself"),
 }
@@ -393,9 +398,6 @@ PARAMETERS: dict[str, Parameter] = {
     "reuse_path": _path("generator of an earlier run, checkpoints/generator.safetensors there, that is reused"),
     "synthetic": _flag("whether images of a data-free generator are looked at as well"),
     "loop": _group("loop", LOOP, "more constants of the loop: latent, width of the generator, ..."),
-    "epsilon": _real(0, 255, "bound of an adversarial perturbation, in 1/255 of the pixel range"),
-    "probability": _real(0, 1, "share of images that are attacked whatever happens"),
-    "inner_steps": _integer(1, 100_000, "generator steps a round"),
     "lr_generator": _real(0, 100, "learning rate of the generator's inner steps", above=True),
     "oh_weight": _real(0, 1e6, "weight of the one-hot loss"),
     "adv_weight": _real(0, 1e6, "weight of the adversarial loss"),

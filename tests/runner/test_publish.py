@@ -47,8 +47,10 @@ class Hub(BaseHTTPRequestHandler):
             return self.answer(403, {"error": f"no rights for {TOKEN}"})
         address = f"http://127.0.0.1:{self.server.server_port}/me/pet"
         if self.path.endswith("/preupload/main"):
+            modes = {"README.md": "regular"}  # weights go to the store of large files
             files = [
-                {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(body)["files"]
+                {"path": one["path"], "uploadMode": modes.get(one["path"], "lfs"), "shouldIgnore": False}
+                for one in json.loads(body)["files"]
             ]
             return self.answer(200, {"files": files})
         if self.path.endswith("/objects/batch"):

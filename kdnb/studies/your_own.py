@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from torch import Tensor
+from torch import Tensor, nn
 
+from kdnb import methods
+from kdnb.data.tensors import Dataset
 from kdnb.errors import InputError
+from kdnb.models.base import feature_shapes
 
 SHAPES: dict[str, Sequence[float]] = {  # radius at equal angles; the circle's are many
     "circle": (1.0,) * 48,
@@ -76,6 +79,33 @@ def _picture(name: str, photographs: Sequence[Image.Image], side: int, generator
     colour = tuple(int(value) for value in generator.integers(0, 256, 3))
     picture.paste(colour, mask=mask.resize((width, height), Image.Resampling.BOX))
     return picture
+
+
+def layer_table(role: str, model: nn.Module, data: Dataset) -> list[dict]:
+    """What methods see of a network, a row a layer: `feats` from coarse to fine, then the map whose mean enters the head.
+
+    Args:
+        role: what the rows call it. model: a classifier of kdnb's, or one that `kdnb.models.taps.wrap` wrapped.
+    """
+    shapes = feature_shapes(model, data.image_shape)
+    names = getattr(model, "layers", None) or [f"map {number}" for number in range(len(shapes.feats))]
+    final = getattr(model, "final", "final map")
+    found = [*zip(names, shapes.feats, strict=True), (f"{final} (averaged into the head)", shapes.final_map)]
+    return [{"network": role, "layer": name, "channels": C, "height": H, "width": W} for name, (C, H, W) in found]
+
+
+def suitable(student: nn.Module, teacher: nn.Module, data: Dataset, batch_size: int, epochs: int) -> list[dict]:
+    """Every method of `kdnb.methods.METHODS` fitted to a pair, none trained: `fits`, and `because`, the reason where it doesn't."""
+    rows = []
+    for name in methods.METHODS:
+        method, because = methods.build(name), ""
+        try:
+            method.bind(student, teacher, data.image_shape, data.num_classes, batch_size, epochs, len(data.train))
+        except InputError as error:
+            because = str(error)
+        kind = "features" if method.needs_features else "logits" if method.needs_teacher else "no teacher"
+        rows.append({"method": name, "compares": kind, "fits": not because, "because": because})
+    return rows
 
 
 def per_class(logits: Mapping[str, Tensor], labels: Tensor, names: Sequence[str]) -> list[dict]:

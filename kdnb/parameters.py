@@ -267,9 +267,9 @@ PARAMETERS: dict[str, Parameter] = {
     "num_samples": _integer(1, 1_000_000, "images to make"),
     # networks
     "model": _model("architecture"),
-    "teacher": _model("teacher architecture"),
+    "teacher": _optional(_model("teacher architecture")),
     "teachers": _models("teacher architectures to compare"),
-    "student": _model("student architecture"),
+    "student": _optional(_model("student architecture")),
     "judge": _model("architecture of the independent judge"),
     "poor_teacher": _model("architecture of the teacher that is trained poorly"),
     "teacher_checkpoint": _path("teacher weights to use instead of training a teacher"),

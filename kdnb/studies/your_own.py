@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor, nn
 
 from kdnb import methods
@@ -15,69 +15,59 @@ from kdnb.data.tensors import Dataset
 from kdnb.errors import InputError
 from kdnb.models.base import feature_shapes
 
-SHAPES: dict[str, Sequence[float]] = {  # radius at equal angles; the circle's are many
-    "circle": (1.0,) * 48,
-    "cross": (1.0, 0.45, 1.0, 1.0, 0.45, 1.0, 1.0, 0.45, 1.0, 1.0, 0.45, 1.0),
-    "hexagon": (1.0,) * 6,
-    "square": (1.0,) * 4,
-    "star": (1.0, 0.45) * 5,
-    "triangle": (1.0,) * 3,
-}
-_OVER = 4  # drawn so much larger and scaled down, for smooth edges
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
-def draw_pictures(folder: Path, per_class: int = 60, side: int = 48, seed: int = 0) -> Path:
-    """Write a folder as ImageFolder reads it, FOLDER/CLASS/PICTURE.png: six coloured shapes on patches of two photographs.
+def draw_pictures(folder: Path, per_class: int = 60, side: int = 40, seed: int = 0) -> Path:
+    """Write a folder as ImageFolder reads it, FOLDER/CLASS/PICTURE.png: scanned digits, painted in a colour on patches of two photographs.
 
-    The photographs are the two that scikit-learn brings (a palace, a flower); a shape has a random place, size, angle and colour, and
-    pictures differ in width and height, as real ones do. Which files and what is in them depends on the arguments alone.
+    Scans (8 x 8 grey pixels, of Alpaydin and Kaynak, 1998) and photographs (a palace, a flower) are those that scikit-learn brings. A
+    digit has a random place, size and bright colour, its ground is a darkened patch, and pictures differ in width and height, as real
+    ones do. What is in the files depends on the arguments alone.
 
     Args:
         folder: made whole or not at all; one that is there already is left as it is.
-        per_class: pictures a class, at least 3. side: pixels of the median shorter side, at least 16.
+        per_class: pictures a class, 3 to 170, each of another scan. side: pixels of the median shorter side, at least 16.
     Returns:
         The folder.
     Raises:
-        InputError: fewer pictures or pixels.
+        InputError: more or fewer pictures, or fewer pixels.
     """
-    if per_class < 3 or side < 16:
-        raise InputError(f"pictures need per_class >= 3 and side >= 16, got {per_class} and {side}")
+    if not 3 <= per_class <= 170 or side < 16:
+        raise InputError(f"pictures need per_class from 3 to 170 and side >= 16, got {per_class} and {side}")
     folder = Path(folder)
     if folder.is_dir():
         return folder
-    from sklearn.datasets import load_sample_images
+    from sklearn.datasets import load_digits, load_sample_images
 
+    scans = load_digits()
     photographs = [Image.fromarray(pixels) for pixels in load_sample_images().images]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".tmp-") as place:
         made = Path(place) / folder.name
-        for number, name in enumerate(SHAPES):
+        for label, name in enumerate(DIGITS):
             (made / name).mkdir(parents=True)
-            for index in range(per_class):
-                generator = np.random.default_rng([seed, number, index])
-                _picture(name, photographs, side, generator).save(made / name / f"{index:03}.png")
+            for index, scan in enumerate(scans.images[scans.target == label][:per_class]):
+                generator = np.random.default_rng([seed, label, index])
+                _painted(scan, photographs, side, generator).save(made / name / f"{index:03}.png")
         os.replace(made, folder)
     return folder
 
 
-def _picture(name: str, photographs: Sequence[Image.Image], side: int, generator: np.random.Generator) -> Image.Image:
+def _painted(scan: np.ndarray, photographs: Sequence[Image.Image], side: int, generator: np.random.Generator):
+    """One picture: a scan of values 0 to 16 as the opacity of paint."""
     width, height = (int(value) for value in generator.integers(side - side // 8, side + side // 4, 2))
     photograph = photographs[generator.integers(len(photographs))]
     left = int(generator.integers(photograph.width - 2 * width))
     top = int(generator.integers(photograph.height - 2 * height))
-    picture = photograph.crop((left, top, left + 2 * width, top + 2 * height)).resize((width, height))
-    radius = generator.uniform(0.22, 0.4) * min(width, height)
-    centre = [generator.uniform(radius, length - radius) for length in (width, height)]
-    radii = np.asarray(SHAPES[name])
-    angles = generator.uniform(0, 2 * np.pi) + 2 * np.pi * np.arange(len(radii)) / len(radii)
-    corners = [
-        (_OVER * (centre[0] + radius * r * np.cos(a)), _OVER * (centre[1] + radius * r * np.sin(a)))
-        for r, a in zip(radii, angles, strict=True)
-    ]
-    mask = Image.new("L", (_OVER * width, _OVER * height))
-    ImageDraw.Draw(mask).polygon(corners, fill=255)
-    colour = tuple(int(value) for value in generator.integers(0, 256, 3))
-    picture.paste(colour, mask=mask.resize((width, height), Image.Resampling.BOX))
+    ground = photograph.crop((left, top, left + 2 * width, top + 2 * height)).resize((width, height))
+    picture = ground.point(lambda value: value // 2)
+    size = int(generator.uniform(0.75, 1.0) * min(width, height))
+    opacity = Image.fromarray((scan * 15.9).astype(np.uint8)).resize((size, size), Image.Resampling.BICUBIC)
+    hue = int(generator.integers(256))
+    colour = Image.new("HSV", (1, 1), (hue, 110, 255)).convert("RGB").getpixel((0, 0))
+    corner = int(generator.integers(width - size + 1)), int(generator.integers(height - size + 1))
+    picture.paste(colour, (*corner, corner[0] + size, corner[1] + size), opacity)
     return picture
 
 
@@ -127,14 +117,15 @@ def per_class(logits: Mapping[str, Tensor], labels: Tensor, names: Sequence[str]
 
 
 def telling(logits: Mapping[str, Tensor], labels: Tensor, count: int) -> Tensor:
-    """Images on which the networks disagree most about the right answer, hardest first: most wrong answers, then the least mean
-    probability of the label.
+    """Images that tell networks apart: those on which most of them differ about being right, and of these the least certain.
+
+        order by  w (1 - w), then by 1 - mean p_y;    w the share of networks that are wrong, p_y the probability of the label
 
     Args:
         logits: (N, K) by the network's name. labels: (N,). count: of images, at most N of them.
     Returns:
         (count,) indices.
     """
-    wrong = sum(((z.argmax(1) != labels).float() for z in logits.values()), torch.zeros(len(labels)))
+    wrong = torch.stack([(z.argmax(1) != labels).float() for z in logits.values()]).mean(0)
     sure = torch.stack([z.softmax(1).gather(1, labels[:, None])[:, 0] for z in logits.values()]).mean(0)
-    return (wrong - sure).argsort(descending=True, stable=True)[:count]
+    return (1000 * wrong * (1 - wrong) + 1 - sure).argsort(descending=True, stable=True)[:count]

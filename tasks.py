@@ -208,6 +208,7 @@ def run(context, notebook, parameter=None, profile="quick", limit=None, resume=F
         "method": "a name of kdnb.methods.METHODS",
         "epochs": "passes over the training images",
         "teacher_checkpoint": "weights of the teacher; without, it is trained first",
+        "onnx": "also leave the student as ONNX, compared with torch (extra `export`)",
         "parameter": "a further parameter of notebook 04 as name=value; may be repeated",
         "limit": "seconds after which the run is stopped",
     },
@@ -220,6 +221,7 @@ def distil(
     method="dkd",
     epochs="20",
     teacher_checkpoint="",
+    onnx=False,
     parameter=None,
     limit=None,
 ):
@@ -230,10 +232,63 @@ def distil(
     with _one_sentence():
         more = parse_overrides(parameter or [])
         planned = plan_distillation(teacher, student, data, method, epochs, teacher_checkpoint, more)
+        if onnx:
+            from kdnb.training.onnx_export import check_packages
+
+            check_packages()
         outcome = _run(planned, parse_limit(limit))
-    print(f"student: {os.path.relpath(outcome.folder / 'checkpoints' / 'student.safetensors')}")
-    if outcome.exit_code:
-        raise Exit(code=outcome.exit_code)
+        if outcome.exit_code:
+            raise Exit(code=outcome.exit_code)
+        folder = outcome.folder / "checkpoints"
+        made = _export(folder, planned.parameters["student"]) if onnx else ""
+    _say((folder / "README.md").read_text(encoding="utf-8"))
+    _say(f"student: {os.path.relpath(folder / 'student.safetensors')}")
+    if made:
+        _say(made)
+
+
+def _export(folder: Path, network: str) -> str:
+    """The line that is said of a student's ONNX file."""
+    from kdnb.training.export import export_student
+
+    found = export_student(folder, network)
+    return f"onnx: {os.path.relpath(found.path)}: {found.describe()}"
+
+
+@task(
+    positional=["run"],
+    help={
+        "run": "name of a run that left a student (`inv distil`, 04, 14), or a folder with student.safetensors",
+        "network": "FILE.py:function of the student, where it is code of your own",
+    },
+)
+def export(context, run, network=""):
+    """Write a run's student as ONNX beside its weights, compared with torch (extra `export`)."""
+    from kdnb.runner.publish import student_folder
+    from kdnb.training.onnx_export import check_packages
+
+    with _one_sentence():
+        folder = student_folder(run)
+        check_packages()
+        _say(_export(folder, network))
+
+
+@task(
+    positional=["run"],
+    help={
+        "run": "name of a run that left a student (`inv distil`, 04, 14), or a folder with student.safetensors",
+        "repo": "USER/NAME of a model repository; made if it is not there",
+        "really": "upload; without, only what would be uploaded is shown",
+        "private": "a repository that is made is private",
+    },
+)
+def push(context, run, repo="", really=False, private=False):
+    """Upload a run's student and its card to a model hub; a dry run unless --really is given."""
+    from kdnb.runner.publish import push as upload
+    from kdnb.runner.publish import student_folder
+
+    with _one_sentence():
+        _say(upload(student_folder(run), repo, really, private).describe())
 
 
 @task(

@@ -60,8 +60,8 @@ class Result:
         """Test accuracy after the last epoch, a fraction."""
         return self.history[-1]["top1"]
 
-    def save(self, folder: str | Path, licence: str = "unknown") -> Path:
-        """FOLDER/student.safetensors and its card FOLDER/README.md; returns the path of the weights."""
+    def save(self, folder: str | Path, licence: str = "unknown", onnx: bool = False) -> Path:
+        """FOLDER/student.safetensors and its card FOLDER/README.md, with `onnx` student.onnx too; returns the path of the weights."""
         facts = {
             "method": f"{self.setting.method} {self.made.method.hyper}",
             "recipe": self.recipe,
@@ -70,7 +70,7 @@ class Result:
             "hash of the recipe": self.made.key,
             "licence": licence,
         }
-        return save_student(Path(folder), self.student, self.made.method, self.data, self.name, facts)
+        return save_student(Path(folder), self.student, self.made.method, self.data, self.name, facts, onnx)
 
 
 def load(

@@ -19,6 +19,7 @@ from kdnb import choices, data, models
 from kdnb.errors import InputError, check_name
 from kdnb.live import check_names, one_sentence_errors
 from kdnb.methods import METHODS, parse_method
+from kdnb.models.names import parse_foreign
 
 
 class Parameter(NamedTuple):
@@ -297,15 +298,15 @@ PARAMETERS: dict[str, Parameter] = {
     "threads": _integer(0, 1024, "CPU threads of torch, 0 for torch's own choice"),
     "layout": TRAINING["layout"],
     # data
-    "dataset": _dataset("data set"),
+    "dataset": _optional(_dataset("data set")),
     "next_dataset": _dataset("data set of the second task, empty for the same one", empty=True),
     "image_size": _integer(8, 256, "height and width in pixels"),
     "num_samples": _integer(1, 1_000_000, "images to make"),
     # networks
     "model": _model("architecture"),
-    "teacher": _model("teacher architecture"),
+    "teacher": _optional(_model("teacher architecture")),
     "teachers": _models("teacher architectures to compare"),
-    "student": _model("student architecture"),
+    "student": _optional(_model("student architecture")),
     "judge": _model("architecture of the independent judge"),
     "poor_teacher": _model("architecture of the teacher that is trained poorly"),
     "teacher_checkpoint": _path("teacher weights to use instead of training a teacher"),
@@ -503,7 +504,7 @@ _NEED_TENSORS = {"max_flips", "vae_epochs", "generations", "num_crops", "num_kno
 
 
 def _streamed(values: Mapping) -> str | None:
-    spec = data.DATASETS.get(values.get("dataset", ""))
+    spec = data.DATASETS.get(values.get("dataset") or "")
     if spec is not None and spec.streamed and _NEED_TENSORS & set(values):
         whole = ", ".join(name for name, one in data.DATASETS.items() if not one.streamed)
         return f"{values['dataset']} stays on disk, and this notebook needs all images in memory; it can have {whole}"
@@ -566,6 +567,8 @@ def _layout(values: Mapping) -> str | None:
 
 
 def _is_narrow(model: str) -> bool:
+    if parse_foreign(model):  # its widths are known when it is made
+        return False
     spec = models.find(model)
     return spec.module == "resnet" and min(spec.kwargs["widths"][1:3]) < 8
 

@@ -19,7 +19,9 @@ from tests.material import FIXTURES
 
 ROOT = Path(__file__).parent.parent
 CONTEXTS = Collection.from_module(tasks).to_contexts()
-PAGES = [path for path in (ROOT / "README.md", ROOT / "params" / "README.md") if path.is_file()]
+PAGES = [
+    path for path in (ROOT / "README.md", ROOT / "params" / "README.md", ROOT / "docs" / "python.md") if path.is_file()
+]
 
 
 def commands(page: Path) -> list[str]:
@@ -127,6 +129,8 @@ def assert_refused(done, tmp_path, message):
         ("compare a b", "unknown run 'a'"),
         ("verify ../..", "is no run: runs are PROFILE/NOTEBOOK/RUN in the outputs"),
         ("report --profile ../x", "name of a profile is made of"),
+        ("export nowhere", "unknown run 'nowhere'"),
+        ("push nowhere --repo me/pet", "unknown run 'nowhere'"),
         ("download digitz", "unknown data set to download 'digitz'"),
     ],
 )

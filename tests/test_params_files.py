@@ -21,6 +21,7 @@ NOTEBOOK = "04_distillation"
 EXPERIMENTS = [(profile, name) for profile in profiles() for name in experiments(profile) if NOTEBOOK in name]
 PAIRS = [(profile, name) for profile, name in EXPERIMENTS if profile in ("cifar100", "imagenet", "cub200")]
 CIFAR100 = [name for profile, name in PAIRS if profile == "cifar100"]
+NEWER = ("logits", "features", "dskd")
 QUICK = read_params(NOTEBOOK, "quick")
 
 
@@ -104,6 +105,17 @@ def test_all_published_pairs_are_there():
     pairs = {tuple(words_of(name)[:2]) for name in CIFAR100}
     assert len(pairs) == 14 + 6 + 2 + 2
     assert {("resnet32x4", "resnet8x4"), ("wrn_40_2", "vgg8"), ("vgg11", "resnet18"), ("resnet34", "resnet18")} <= pairs
+
+
+def test_newer_methods_run_all_their_published_pairs_and_controls_change_one_thing_each():
+    codes = {code: {tuple(words_of(name)[:2]) for name in CIFAR100 if name.endswith(f"-{code}")} for code in NEWER}
+    assert codes["logits"] == codes["features"] == codes["dskd"] and len(codes["logits"]) == 13
+    p = values_of("cifar100", f"{NOTEBOOK}/resnet32x4-resnet8x4-controls")
+    published = {setting.method: build_method(setting.method).hyper for setting in settings_of(p)}
+    full = [build_method(setting.method, **setting.hyper).hyper for setting in settings_of(p)]
+    assert len(full) == len({(setting.method, str(hyper)) for setting, hyper in zip(settings_of(p), full, strict=True)})
+    kept = [name for name, hyper in published.items() if hyper in full]
+    assert {"lskd", "rld", "rld_lskd", "dist", "nkd", "abkd", "wkd_l", "ctkd", "cat_kd"} <= set(kept)
 
 
 def test_the_fusion_runs_its_pairs_on_both_data_sets():

@@ -44,6 +44,12 @@ class ForeignName(NamedTuple):
         return " ".join([base, *(f"{key}:{value}" for key, value in self.settings.items())])
 
     @property
+    def title(self) -> str:
+        """The name for other people: of a file of code its name alone, without the folders of this machine."""
+        base = f"{self.function.path.name}:{self.entry}" if self.function else f"{self.library}:{self.entry}"
+        return " ".join([base, *(f"{key}:{value}" for key, value in self.settings.items())])
+
+    @property
     def taps(self) -> dict:
         """The settings as arguments of `kdnb.models.foreign.wrap`."""
         return {key: value.split(",") if key == "layers" else value for key, value in self.settings.items()}

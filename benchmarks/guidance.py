@@ -117,7 +117,6 @@ def main() -> None:
         balanced=True,
         crop_padding=data.crop_padding,
         eval_every=10,
-        layout="channels_last",
     )
     settings = {"report": guidance_rules, "tune": tuning_grid}.get(
         ARGUMENTS.what, lambda: without_each_part(SEPARATE)

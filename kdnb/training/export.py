@@ -1,6 +1,7 @@
 """A trained student for others: weights under the network's own names, and a card that says what they are."""
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,9 +37,11 @@ def save_student(
         The path of the weights.
     """
     folder, net = Path(folder), getattr(student, "plain", student)
-    content = save(_owned(net.state_dict()), {"format": "pt"})
-    atomic_write(folder / WEIGHTS, content)
     own_head = type(method).predict is not Method.predict
+    known = name if name and not getattr(parse_foreign(name), "function", None) else ""
+    about = {"network": known, "image_size": data.image_size, "own_head": own_head}
+    content = save(_owned(net.state_dict()), {"format": "pt", "kdnb": json.dumps(about)})
+    atomic_write(folder / WEIGHTS, content)
     if own_head:
         atomic_write(folder / ADAPTERS, save(_owned(method.state_dict()), {"format": "pt"}))
     lines = {

@@ -17,6 +17,10 @@ from invoke import Exit, task
 
 from kdnb.errors import InputError, check_name
 
+if Path(sys.argv[0]).name in ("inv", "invoke", "__main__.py") and sys.argv[2:] in (["--help"], ["-h"]):
+    # `inv TASK --help`: invoke would take --help for the task's first value
+    os.execv(sys.executable, [sys.executable, "-m", "invoke", "--help", sys.argv[1]])
+
 ROOT = Path(__file__).resolve().parent
 DEMO = ("01_teacher", "02_synthesis", "03_fast_ad", "05_reusable_generator")
 DEMO_ASIDE = "03_fast_ad"  # runs beside the others: two notebooks of one thread each fill two cores
@@ -91,6 +95,8 @@ def _run(plan, limit=None, again=False):
     from kdnb.runner.execute import run_notebook
 
     _compile_once()
+    for note in plan.notes:
+        _say(f"note: {note}", file=sys.stderr)
     outcome = run_notebook(plan, limit, again)
     write_run_page(outcome.folder)
     fine = outcome.status == "ok"
@@ -172,9 +178,10 @@ def demo(context, seed="0"):
         "limit": "seconds after which the run is stopped",
         "resume": "go on with a run: give its name or its folder (`inv runs`) in place of the notebook",
         "again": "execute it once more, though it has finished and nothing has changed",
+        "rehearse": "only cut to two steps a loop, as `inv rehearse` does",
     },
 )
-def run(context, notebook, parameter=None, profile="quick", limit=None, resume=False, again=False):
+def run(context, notebook, parameter=None, profile="quick", limit=None, resume=False, again=False, rehearse=False):
     """Run one notebook headless: outputs/PROFILE/NOTEBOOK/RUN. A run that was stopped goes on; one that has finished is shown.
 
     Exit codes: 0 ended well, 1 a cell failed, 2 bad input, 4 the kernel died, 5 over the limit, 6 a check does not hold, 130 stopped.
@@ -184,6 +191,10 @@ def run(context, notebook, parameter=None, profile="quick", limit=None, resume=F
     from kdnb.runner.plan import parse_limit, parse_overrides, plan, plan_again
 
     with _one_sentence():
+        if rehearse and (resume or again):
+            raise InputError("a rehearsal is a run of its own; leave --resume and --again out")
+        if rehearse:
+            return _rehearse(notebook, parameter, profile, limit)
         if resume and (parameter or profile != "quick"):
             raise InputError("a resumed run keeps its parameters; leave --parameter and --profile out")
         planned = (
@@ -304,6 +315,10 @@ def push(context, run, repo="", really=False, private=False):
 )
 def rehearse(context, name, parameter=None, profile="quick", limit=None, shared=False):
     """Run an experiment with its real networks, sizes and batches, each loop cut to two steps; say what the whole would take."""
+    _rehearse(name, parameter, profile, limit, shared)
+
+
+def _rehearse(name, parameter, profile, limit, shared=False):
     from kdnb.runner.plan import experiments, parse_limit, parse_overrides, profiles
     from kdnb.runner.rehearse import rehearse as one
 
@@ -370,6 +385,31 @@ def params(context, notebook, profile=None):
     with _one_sentence():
         wants_values = profile or "/" in notebook
         _say(describe_experiment(notebook, profile or "quick") if wants_values else describe_notebook(notebook))
+
+
+@task(
+    positional=["checkpoint"],
+    help={
+        "checkpoint": "file of weights: a student or teacher of kdnb, or of any published form",
+        "dataset": "data set whose test images are shown to it; a folder of one's own as folder:PATH",
+        "architecture": "network that the weights are of (docs/models.md); none: what the file says",
+        "image-size": "height and width in pixels; none: what the file says, else the data set's own",
+        "device": "torch device",
+    },
+)
+def evaluate(context, checkpoint, dataset="", architecture="", image_size=None, device="cpu"):
+    """Measure a checkpoint on a data set's test images: top-1, top-5, negative log-likelihood, calibration."""
+    from kdnb.parameters import check
+    from kdnb.runs import check_device
+    from kdnb.training.evaluate_file import evaluate_file
+
+    with _one_sentence():
+        if not dataset:
+            raise InputError("give --dataset: inv evaluate CHECKPOINT --dataset digits")
+        size = None if image_size is None else check("image_size", image_size)
+        check_device(check("device", device))
+        found = evaluate_file(Path(checkpoint), dataset, architecture, size, device)
+    _say(found.describe())
 
 
 @task(

@@ -500,7 +500,7 @@ def _classes(values: Mapping) -> str | None:
     return None
 
 
-_NEED_TENSORS = {"max_flips", "vae_epochs", "generations", "num_crops", "num_known", "score_images"}
+_NEED_TENSORS = {"prior_steps", "max_flips", "vae_epochs", "generations", "num_crops", "num_known", "score_images"}
 
 
 def _streamed(values: Mapping) -> str | None:

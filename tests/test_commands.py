@@ -332,3 +332,19 @@ def test_the_demo_prints_its_rows_and_writes_its_report(tmp_path):
 def test_the_demo_fails_where_a_number_is_missing(tmp_path):
     done = demo(tmp_path, [name for name in tasks.DEMO_METRICS if name != "student_top1_noise"])
     assert done.returncode == 1 and re.search(r"student_top1_noise +missing", done.stdout)
+
+
+@pytest.mark.parametrize("words", [["run", "--help"], ["compare", "--help"], ["evaluate", "-h"]])
+def test_a_task_explains_itself_where_help_stands_after_its_name(words):
+    found = subprocess.run([sys.executable, "-m", "invoke", *words], cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode == 0 and f"[--core-opts] {words[0]} " in found.stdout and "Options:" in found.stdout
+
+
+def test_a_rehearsal_by_run_is_the_same_rehearsal(monkeypatch):
+    called = []
+    monkeypatch.setattr(tasks, "_rehearse", lambda *given: called.append(given))
+    tasks.run(Context(), "01_teacher", ["epochs=2"], "standard", "60", rehearse=True)
+    tasks.rehearse(Context(), "01_teacher", ["epochs=2"], "standard", "60")
+    assert called[0] == called[1][:4] == ("01_teacher", ["epochs=2"], "standard", "60") and not called[1][4]
+    with pytest.raises(tasks.Exit, match="leave --resume and --again out"):
+        tasks.run(Context(), "01_teacher", again=True, rehearse=True)

@@ -199,7 +199,9 @@ def build(
     if foreign:
         from kdnb.models.libraries import build_foreign
 
-        return build_foreign(foreign, num_classes, in_channels, image_size, mean, std, **kwargs)
+        model = build_foreign(foreign, num_classes, in_channels, image_size, mean, std, **kwargs)
+        model.architecture = "" if kwargs or foreign.function else foreign.text
+        return model
     assert spec is not None
     module = importlib.import_module(f"kdnb.models.{spec.module}")
     model = getattr(module, spec.factory)(num_classes=num_classes, in_channels=in_channels, **spec.kwargs | kwargs)
@@ -211,4 +213,5 @@ def build(
         from kdnb.models.base import Normalize
 
         model.normalize = Normalize(mean, std)
+    model.architecture = "" if kwargs else name
     return model

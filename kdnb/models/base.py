@@ -62,11 +62,13 @@ class Classifier(nn.Module):
     pooling is global.
 
     Attributes:
+        architecture: what `kdnb.models.build` makes it of, if its name alone says so; else empty.
         normalize: applied to the input first; identity unless the network was built with mean and std.
         head: the final nn.Linear; head(pooled) are the logits (but for dropout in training).
         has_preactivations: whether each tap but the stem's stands next to a ReLU, so that `tap_pairs` gives two different lists.
     """
 
+    architecture = ""
     head_name = "fc"
     has_preactivations = False
 

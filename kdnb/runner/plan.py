@@ -14,6 +14,7 @@ from kdnb.errors import InputError, check_name
 from kdnb.models.names import parse_foreign
 from kdnb.parameters import GROUPS, PARAMETERS, Parameters, resolve
 from kdnb.runner.cell import Cell, read_cell
+from kdnb.runner.notes import notes_on
 from kdnb.storage.files import read_record
 from kdnb.storage.header import check_classes
 from kdnb.storage.naming import BY_HAND, run_folder, run_name
@@ -70,6 +71,7 @@ class Plan:
         parameters: every parameter of the notebook, resolved.
         changed: those that differ from the notebook's own defaults; they are injected.
         folder: where the run will be kept.
+        notes: sentences on settings that are allowed and hardly meant.
     """
 
     notebook: str
@@ -78,6 +80,7 @@ class Plan:
     parameters: Parameters
     changed: dict[str, Any]
     folder: Path
+    notes: tuple[str, ...] = ()
 
 
 def plan(experiment: str, profile: str = "quick", overrides: Mapping[str, Any] | None = None) -> Plan:
@@ -95,7 +98,8 @@ def plan(experiment: str, profile: str = "quick", overrides: Mapping[str, Any] |
     _check_outside(values)
     changed = {name: value for name, value in values.items() if value != defaults[name]}
     path = notebooks_folder() / f"{base}.ipynb"
-    return Plan(base, path, profile, values, changed, run_folder(profile, base, values))
+    notes = notes_on(values, _resolved(experiment, profile, None)[2], overrides or {})
+    return Plan(base, path, profile, values, changed, run_folder(profile, base, values), tuple(notes))
 
 
 def resolve_experiment(

@@ -22,10 +22,13 @@ from kdnb.generators.latent import LatentGenerator, draw_latents, refresh_batch_
 from kdnb.generators.reusable import ReusableGenerator
 from kdnb.progress import progress
 from kdnb.randomness import generator_for, seed_everything
+from kdnb.rehearsal import cut, rehearsing
 from kdnb.samplers.cadr import GuidanceConfig
 from kdnb.storage.checkpoints import load_state, save_state, state_hash
 from kdnb.studies.synthesis import draw
 from kdnb.training.evaluation import evaluate
+
+TRAIL = ("teacher", "source", "repeat", *Flip._fields)  # columns of the trails; a teacher at chance leaves none
 
 
 class Attack(NamedTuple):
@@ -80,7 +83,8 @@ def attack(
     rows, exhausted = _resumed(path, identity, search)
     rows = rows or [_row(search, test)]
     for _ in progress(range(search.num_flips, max_flips), description, max_flips, search.num_flips):
-        if exhausted or search.num_flips >= max_flips or rows[-1]["accuracy"] <= 1.1 / num_classes:
+        at_chance = rows[-1]["accuracy"] <= 1.1 / num_classes and not rehearsing()  # where no network has learnt
+        if exhausted or search.num_flips >= max_flips or at_chance:
             break
         try:
             step = search.step()
@@ -231,7 +235,7 @@ def attack_sources(
     device = pool.device
     shape = (data.channels, data.image_size, data.image_size)
     found: dict[str, list[Tensor]] = {name: [] for name in ("real", "CADR", "pool", "reusable", "abandoned", "noise")}
-    for repeat in range(repeats):
+    for repeat in cut(range(repeats), "attack images", most=1):
         rng = generator_for(seed, "attack images", repeat, device=device)
         found["real"].append(
             data.private.images[torch.randperm(len(data.private), generator=rng, device=device)[:count]]

@@ -41,6 +41,7 @@ TEACHER_RECIPES = {
     "fashion_mnist": dataclasses.replace(_ONE_CYCLE, epochs=10, batch_size=128),
     "cifar10": _CIFAR_SCRATCH,  # as CMI and AEAHL-RG train theirs
     "cifar100": _CIFAR_SCRATCH,
+    "imagenet": dataclasses.replace(_CIFAR_SCRATCH, epochs=90, milestones=(30, 60), lr_gamma=0.1),  # as torchvision
 }
 
 

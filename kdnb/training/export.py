@@ -82,7 +82,7 @@ def save_student(
         list(spec.class_names),
         own_head,
     )
-    content = save(_owned(net.state_dict()), {"format": "pt", "kdnb": json.dumps(about._asdict())})
+    content = _file(net.state_dict(), about)
     atomic_write(folder / WEIGHTS, content)
     if own_head:
         atomic_write(folder / ADAPTERS, save(_owned(method.state_dict()), {"format": "pt"}))
@@ -159,6 +159,16 @@ def _write_beside(folder: Path, net: nn.Module, about: Student) -> OnnxFile:
     text = card.split(_ONNX_TITLE)[0].rstrip() + _ONNX_TITLE + _onnx_section(about, made)
     atomic_write(folder / CARD, text.encode())
     return made
+
+
+def _file(state: Mapping[str, torch.Tensor], about: Student) -> bytes:
+    """A safetensors file, the same bytes for the same student: the format's own writer puts metadata in any order."""
+    plain = save(_owned(state))
+    end = 8 + int.from_bytes(plain[:8], "little")
+    metadata = {"__metadata__": {"format": "pt", "kdnb": json.dumps(about._asdict())}}
+    header = json.dumps(metadata | json.loads(plain[8:end])).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + plain[end:]
 
 
 def _owned(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

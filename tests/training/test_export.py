@@ -34,7 +34,9 @@ def distilled(data, student, method="kd"):
 
 def test_a_students_file_says_what_it_is_without_a_path(data, tmp_path, monkeypatch):
     monkeypatch.setenv("KDNB_CACHE", str(tmp_path / "cache"))
-    path = distilled(data, OWN).save(tmp_path / "out")
+    student = distilled(data, OWN)
+    path = student.save(tmp_path / "out")
+    assert all(student.save(tmp_path / f"again{n}").read_bytes() == path.read_bytes() for n in range(5))
     found = read_student(tmp_path / "out")
     assert found.network == "own_nets.py:plain" and (found.num_classes, found.channels, found.image_size) == (10, 1, 8)
     assert found.mean == [0.5] and found.classes == list("0123456789") and not found.own_head

@@ -415,7 +415,9 @@ PARAMETERS: dict[str, Parameter] = {
     "prior_batch_size": _integer(2, 1_000_000, "images per step of the prior's training"),
     "prior_lr": _real(0, 100, "learning rate of the prior's training", above=True),
     "prior_folder": _text(
-        r"[^\x00\n]*", "the path of a folder, or empty", "a diffusers model to use as prior instead of training one"
+        r"[^\x00\n]*",
+        "the path of a folder or file, or empty",
+        "a diffusers model, or a file of weights for `prior`, to use instead of training one",
     ),
     "prior": _choice("prior", choices.PRIORS, "architecture of the prior, where one is trained"),
     "prior_domain": _choice("domain", choices.DOMAINS, "what the prior has seen, against the teacher's data"),

@@ -77,6 +77,7 @@ MODELS: dict[str, ModelSpec] = {
     "mobilenetv2_cmi": ModelSpec(
         "mobilenetv2", "MobileNetV2ImageNet", {}, "MobileNetV2 with torchvision's layers and names"
     ),
+    "lenet5": ModelSpec("lenet", "LeNet5", {}, "LeNet-5 with ReLU and max pooling, for 32x32 images"),
     "shufflenetv1": ModelSpec("shufflenetv1", "ShuffleNetV1", {}, "ShuffleNet, 3 groups"),
     "shufflenetv2": ModelSpec("shufflenetv2", "ShuffleNetV2", {}, "ShuffleNetV2 of size 1"),
     "shufflenetv2_1_5": ModelSpec(

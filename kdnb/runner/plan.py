@@ -8,9 +8,10 @@ from typing import Any
 
 import yaml
 
-from kdnb.data import class_count
+from kdnb.data import DATASETS, class_count
 from kdnb.data.check import check_files
 from kdnb.errors import InputError, check_name
+from kdnb.generators.prior_folder import check_prior_folder
 from kdnb.models.names import parse_foreign
 from kdnb.parameters import GROUPS, PARAMETERS, Parameters, resolve
 from kdnb.runner.cell import Cell, read_cell
@@ -349,5 +350,13 @@ def _check_outside(values: Parameters) -> None:
         raise InputError(f"reuse_path {Path(values['reuse_path']).name} does not exist or is no file")
     if values.get("inception_fid"):
         inception_weights()
-    if values.get("prior_folder") and not Path(values["prior_folder"]).is_dir():
-        raise InputError(f"prior_folder {Path(values['prior_folder']).name} is not a folder")
+    if values.get("prior_folder"):
+        _check_prior(Path(values["prior_folder"]), values.get("dataset", ""))
+
+
+def _check_prior(path: Path, dataset: str) -> None:
+    """A file of weights, whose content is compared when it is read, or a folder of diffusers."""
+    if not path.exists():
+        raise InputError(f"prior_folder {path.name} is not a folder, and no file of weights either")
+    if path.is_dir():
+        check_prior_folder(path, DATASETS[dataset].channels if dataset in DATASETS else None)

@@ -14,6 +14,7 @@ from kdnb.generators.diffusion import DiffusionPrior, build_prior, linear_alphas
 from kdnb.progress import progress
 from kdnb.randomness import generator_for, seed_everything
 from kdnb.storage.cache import artifact
+from kdnb.training.importers import match_weights, read_weights
 from kdnb.training.resume import Resumable, stop_if_not_finite
 from kdnb.training.schedules import warm_cosine
 
@@ -156,10 +157,13 @@ def trained_prior(
     Args:
         steps, batch_size, lr: of `train_prior`.
         architecture: name of `kdnb.generators.diffusion.PRIORS`.
-        folder: a local diffusers folder to load instead; then nothing is trained and the loss is empty.
+        folder: a local diffusers folder to load instead, or a file of weights for `architecture` in any form that
+            `kdnb.training.importers` reads; then nothing is trained and the loss is empty.
         domain: what the prior is trained on, see `kdnb.data.domains.prior_domain`; None: all public images.
     """
     device = data.public.device
+    if folder and Path(folder).is_file():
+        return _prior_from_file(Path(folder), architecture, data).to(device), []
     if folder:
         return load_prior(Path(folder)).to(device), []
     domain = domain or prior_domain(data)
@@ -186,3 +190,11 @@ def trained_prior(
     model = build_prior(architecture, data.channels, data.image_size)
     model.load_state_dict(state["model"])
     return DiffusionPrior(model).to(device), state["losses"].tolist()
+
+
+def _prior_from_file(path: Path, architecture: str, data: Dataset) -> DiffusionPrior:
+    """Weights alone say nothing of a schedule: it is the linear one, and the noise is estimated."""
+    model = build_prior(architecture, data.channels, data.image_size)
+    wanted = f"{architecture} of {data.channels}x{data.image_size}x{data.image_size}"
+    model.load_state_dict(match_weights(read_weights(path), model.state_dict(), "", f"file {path.name}", wanted))
+    return DiffusionPrior(model)

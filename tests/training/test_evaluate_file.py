@@ -55,7 +55,7 @@ def test_its_weights_are_loaded_in_three_lines_of_plain_torch(student, network):
 
 def test_a_teacher_of_the_cache_says_what_it_is(data, tmp_path, monkeypatch):
     monkeypatch.setenv("KDNB_CACHE", str(tmp_path))
-    teacher = train_or_load("resnet8w4", data, Recipe(epochs=1, batch_size=100))
+    teacher = train_or_load("resnet8w4", data, Recipe(epochs=1, batch_size=100, lr=0.02))
     (path,) = tmp_path.rglob("state.safetensors")
     found = evaluate_file(path, "digits")
     assert (found.architecture, found.top1, found.hash) == ("resnet8w4", pytest.approx(teacher.top1), teacher.hash)

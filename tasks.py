@@ -58,6 +58,13 @@ def _one_sentence():
         raise Exit(str(error), 2) from None
 
 
+def _count(name: str, given: str | int) -> int:
+    """A whole number from 1 on, of an option."""
+    if not str(given).isdecimal() or int(given) < 1:
+        raise InputError(f"{name} must be a whole number from 1 on, got {given}")
+    return int(given)
+
+
 def _call(*command: str, folder: str | Path = ROOT, **environment: str) -> None:
     """Run a command in the project's folder, or another; its exit code becomes ours."""
     if command[0] == sys.executable:
@@ -290,6 +297,29 @@ def run_all(context, profile="quick", again=False):
         _say(f"{name:56} {outcome.status:12} {outcome.seconds:8.1f} s")
     if code := max((outcome.exit_code for outcome in outcomes), default=0):
         raise Exit(code=code)
+
+
+@task(
+    name="plan",
+    positional=["sweep"],
+    help={
+        "sweep": "a name of params/sweeps/, or the path of a sweep file",
+        "parameter": "name=value over the file's, for every run; may be repeated",
+        "workers": "runs at once",
+        "really": "more than 10,000 runs are meant",
+        "elsewhere": "the data are on another machine: don't look for them",
+    },
+    iterable=["parameter"],
+)
+def plan_sweep(context, sweep, parameter=None, workers=1, really=False, elsewhere=False):
+    """Say what a sweep will take before anything starts: runs, those done, device-hours and storage of the rest."""
+    from kdnb.runner.forecast import describe_plan
+    from kdnb.runner.plan import parse_overrides
+    from kdnb.runner.sweep_files import read_sweep
+
+    with _one_sentence():
+        found = read_sweep(sweep, parse_overrides(parameter or []), really, files=not elsewhere)
+        _say(describe_plan(found, _count("workers", workers)))
 
 
 @task(help={"profile": "folder under params/; none: all"})

@@ -94,12 +94,10 @@ def _compile_once() -> None:
 
 
 def _run(plan, limit=None, again=False):
-    from kdnb.reports.page import write_run_page
-    from kdnb.runner.execute import run_notebook
+    from kdnb.runner.worker import execute_plan
 
     _compile_once()
-    outcome = run_notebook(plan, limit, again)
-    write_run_page(outcome.folder)
+    outcome = execute_plan(plan, limit, again)
     fine = outcome.status == "ok"
     _say(
         f"{plan.notebook}: {outcome.describe()}" if fine else outcome.describe(),
@@ -320,6 +318,52 @@ def plan_sweep(context, sweep, parameter=None, workers=1, really=False, elsewher
     with _one_sentence():
         found = read_sweep(sweep, parse_overrides(parameter or []), really, files=not elsewhere)
         _say(describe_plan(found, _count("workers", workers)))
+
+
+@task(
+    positional=["name"],
+    iterable=["parameter"],
+    help={
+        "name": "a sweep of params/sweeps/, or the path of a sweep file",
+        "workers": "runs at once on this machine",
+        "threads": "CPU threads of each run; part of its recipe, as -p threads=T",
+        "gpus": "devices that the workers take in turn, one a run",
+        "address": "a Ray cluster's address, or `local` for one on this machine (extra `ray`); its nodes take the runs",
+        "parameter": "name=value over the file's, for every run; may be repeated",
+        "limit": "seconds after which a run is stopped",
+        "again": "execute also what has finished",
+        "really": "more than 10,000 runs are meant",
+    },
+)
+def sweep(
+    context, name, workers=1, threads=None, gpus=0, address="", parameter=None, limit=None, again=False, really=False
+):
+    """Execute all runs of a sweep that have not finished, several at once; then its table and report. Stopped, it can be continued.
+
+    Exit codes: 0 all ended well, 1 some failed, were lost four times or ran too long, 2 bad input, 6 nothing but checks that do not hold,
+    130 stopped.
+    """
+    from kdnb.runner.plan import parse_limit, parse_overrides
+    from kdnb.runner.sweep import LocalWorkers, exit_code, run_sweep, sweep_folder
+    from kdnb.runner.sweep_files import read_sweep
+    from kdnb.runner.sweep_results import write_results
+
+    with _one_sentence():
+        over = parse_overrides([*(parameter or []), *([f"threads={threads}"] if threads else [])])
+        seconds, count = parse_limit(limit), _count("workers", workers)
+        found = read_sweep(name, over, really)
+        _compile_once()
+        if address:
+            from kdnb.runner.on_ray import RayWorkers
+
+            pool = RayWorkers(address, seconds, again)
+        else:
+            gpus = _count("gpus", gpus) if str(gpus) != "0" else 0
+            pool = LocalWorkers(count, gpus, sweep_folder(found.name) / "logs", seconds, again)
+        jobs = run_sweep(found, pool, again=again, show=True)
+        _say(write_results(found, jobs))
+    if code := exit_code(jobs):
+        raise Exit(code=code)
 
 
 @task(help={"profile": "folder under params/; none: all"})

@@ -1,13 +1,13 @@
 """What a sweep will take, from what its runs took before: `inv plan`."""
 
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from kdnb.errors import InputError
 from kdnb.reports.listing import columns
-from kdnb.reports.run_files import RunFiles, find_runs, read_run
+from kdnb.reports.run_files import RunFiles, experiment_of, find_runs, read_run
 from kdnb.runner.execute import is_finished
 from kdnb.runner.plan import Plan
 from kdnb.runner.sweep_files import Sweep
@@ -35,19 +35,13 @@ class Costs:
             found = map(read_run, find_runs(plan.profile))
             self._runs[plan.profile] = [run for run in found if run.outcome.get("status") in ("ok", "unexpected")]
         siblings = [run for run in self._runs[plan.profile] if run.notebook == plan.notebook]
-        same = [run for run in siblings if without_seeds(run.parameters) == without_seeds(plan.parameters)]
+        same = [run for run in siblings if run.experiment == experiment_of(plan.parameters)]
         for runs, which in ((same, "with other seeds"), (siblings, "of this notebook and profile")):
             if runs:
                 seconds = statistics.fmean(run.outcome["seconds"] for run in runs)
                 size = statistics.fmean(map(folder_size, (run.folder for run in runs)))
                 return Cost(seconds, size, f"{len(runs)} run{'s' * (len(runs) > 1)} {which}")
         return _rehearsed(plan)
-
-
-def without_seeds(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """What two runs must share to be one experiment with other seeds, one list of seeds as long as the other."""
-    kept = {name: value for name, value in parameters.items() if name != "seed"}
-    return kept | {"seeds": len(kept["seeds"])} if "seeds" in kept else kept
 
 
 def _rehearsed(plan: Plan) -> Cost | None:

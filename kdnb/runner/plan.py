@@ -22,7 +22,15 @@ from kdnb.storage.paths import PROJECT
 _TAG = "tag:yaml.org,2002:"
 _MAX_YAML = 65_536  # bytes of a parameter file
 _OUTSIDE = (  # parameters that name files, or say how a file must fit
-    *("dataset", "next_dataset", "teacher", "next_teacher", "teachers", "teacher_checkpoint", "next_teacher_checkpoint"),
+    *(
+        "dataset",
+        "next_dataset",
+        "teacher",
+        "next_teacher",
+        "teachers",
+        "teacher_checkpoint",
+        "next_teacher_checkpoint",
+    ),
     *("teacher_checkpoints", "prior_folder", "reuse_path"),
 )
 # a date that is none, a number of 5000 digits or brackets without end raise nearly anything in the YAML reader
@@ -102,9 +110,7 @@ def plan(
     return plan_many(experiment, profile, [overrides or {}], files)[0]
 
 
-def plan_many(
-    experiment: str, profile: str, overrides: Iterable[Mapping[str, Any]], files: bool = True
-) -> list[Plan]:
+def plan_many(experiment: str, profile: str, overrides: Iterable[Mapping[str, Any]], files: bool = True) -> list[Plan]:
     """Plans of one experiment with different values over its file, which is read once; otherwise as `plan`."""
     base, seen, plans = _base(experiment, profile), set(), []
     path = notebooks_folder() / f"{base.notebook}.ipynb"

@@ -106,7 +106,9 @@ def rehearse(
         outcome = run_notebook(planned, limit)
         loops = [json.loads(line) for line in costs.read_text().splitlines()] if costs.exists() else []
         found = Rehearsal(name, profile, outcome, loops, notes)
-        write_record(planned.folder / "rehearsal.json", {"seconds": found.seconds, "bytes": found.bytes})  # for `inv plan`
+        write_record(
+            planned.folder / "rehearsal.json", {"seconds": found.seconds, "bytes": found.bytes}
+        )  # for `inv plan`
         return found
 
 

@@ -60,9 +60,7 @@ def sweep_names() -> list[str]:
     return sorted(path.stem for path in (params_folder() / "sweeps").glob("*.yaml") if path.is_file())
 
 
-def read_sweep(
-    given: str, overrides: Mapping[str, Any] | None = None, many: bool = False, files: bool = True
-) -> Sweep:
+def read_sweep(given: str, overrides: Mapping[str, Any] | None = None, many: bool = False, files: bool = True) -> Sweep:
     """Read a sweep file and plan every run of it.
 
     Args:
@@ -148,7 +146,9 @@ def _counted(block: dict[str, Any], where: str) -> int:
     experiments = block.get("notebook")
     names = experiments if isinstance(experiments, list) else [experiments]
     if not names or not all(isinstance(name, str) for name in names):
-        raise InputError(f"notebook in {where} must be the name of an experiment or a list of names (`inv experiments`)")
+        raise InputError(
+            f"notebook in {where} must be the name of an experiment or a list of names (`inv experiments`)"
+        )
     grid, entries = block.get("grid", {}), block.get("list", [{}])
     if not isinstance(grid, dict) or not all(isinstance(values, list) and values for values in grid.values()):
         raise InputError(f"grid in {where} must be `parameter: [values]`, each list with one value or more")

@@ -7,7 +7,6 @@ last checkpoint. A run that fails does not stop the others. Teachers and priors 
 is given out first, and the lock of the artifact cache makes the others wait for what is being made.
 """
 
-import os
 import signal
 import subprocess
 import sys
@@ -27,9 +26,9 @@ from kdnb.reports.outcome import EXIT_CODES, read_outcome
 from kdnb.runner.board import Board
 from kdnb.runner.execute import is_finished
 from kdnb.runner.sweep_files import Sweep, SweepRun
-from kdnb.runner.worker import command
+from kdnb.runner.worker import command, environment, request
 from kdnb.storage.naming import canonical
-from kdnb.storage.paths import PROJECT, outputs_root
+from kdnb.storage.paths import outputs_root
 
 RETRIES = 3  # of a run whose worker, kernel or node is gone
 LOST = ("killed", "interrupted")  # endings that say nothing about the run itself
@@ -77,10 +76,11 @@ class Job:
 class Workers(Protocol):
     """Where runs are executed."""
 
-    count: int
+    count: int  # runs at once
+    retries: int  # of a lost run, by being given out again
 
     def free(self) -> bool:
-        """Whether another run may be started."""
+        """Whether another run may be given out."""
 
     def start(self, job: Job) -> None: ...
 
@@ -88,7 +88,7 @@ class Workers(Protocol):
         """The runs that ended since the last call, with the exit codes of their workers; waits a moment for some."""
 
     def stop(self) -> None:
-        """End everything; runs record that they were interrupted."""
+        """End whatever still runs; those runs record that they were interrupted."""
 
 
 class LocalWorkers:
@@ -101,6 +101,8 @@ class LocalWorkers:
         limit, again: as `run_notebook`.
     """
 
+    retries = RETRIES
+
     def __init__(self, count: int, gpus: int = 0, logs: Path | None = None, limit: float | None = None, again=False):
         self.count, self._gpus, self._logs, self._limit, self._again = count, gpus, logs, limit, again
         self._running: dict[int, tuple[Job, subprocess.Popen]] = {}  # by place
@@ -110,20 +112,17 @@ class LocalWorkers:
 
     def start(self, job: Job) -> None:
         place = next(place for place in range(self.count) if place not in self._running)
-        environment = dict(os.environ)
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH"))))
-        if self._gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = str(place % self._gpus)
+        device = {"CUDA_VISIBLE_DEVICES": str(place % self._gpus)} if self._gpus else {}
         log: Any = subprocess.DEVNULL
         if self._logs is not None:
             self._logs.mkdir(parents=True, exist_ok=True)
             log = open(self._logs / f"{'-'.join(job.run.plan.folder.parts[-3:])}.log", "ab")
         process = subprocess.Popen(
-            command(job.run, self._limit, self._again),
+            command(request(job.run, self._limit, self._again)),
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
-            env=environment,
+            env=environment() | device,
             start_new_session=True,  # Ctrl-C is ours to hand on
         )
         if log != subprocess.DEVNULL:
@@ -180,7 +179,7 @@ def run_sweep(sweep: Sweep, workers: Workers, again: bool = False, show: bool = 
                 for job, code in workers.ended():
                     running -= 1
                     _close(job, code)
-                    if job.state in LOST and job.attempts <= RETRIES:
+                    if job.state in LOST and job.attempts <= workers.retries:
                         board.changed(job, f"lost ({job.message}); it goes on from its last checkpoint")
                         job.state = "waiting"
                         waiting.insert(0, job)
@@ -188,16 +187,16 @@ def run_sweep(sweep: Sweep, workers: Workers, again: bool = False, show: bool = 
                         board.changed(job)
                 board.draw()
         except KeyboardInterrupt:
-            workers.stop()
             for job in jobs:
                 job.state = "interrupted" if job.state == "running" else job.state
         finally:
+            workers.stop()
             board.close()
     return jobs
 
 
 def _give_out(job: Job, workers: Workers, board: Board) -> None:
-    job.state, job.started, job.attempts = "running", time.monotonic(), job.attempts + 1
+    job.state, job.started, job.attempts, job.message = "running", time.monotonic(), job.attempts + 1, ""
     workers.start(job)
     board.changed(job)
 
@@ -206,7 +205,7 @@ def _close(job: Job, code: int) -> None:
     """What became of a run whose worker ended with this code: what execution.json says, unless the worker was killed before it wrote that."""
     record = read_outcome(job.run.plan.folder)
     names = {number: name for name, number in EXIT_CODES.items()}
-    job.state, job.message = names.get(code, "killed"), ""
+    job.state = names.get(code, "killed")
     if record.get("exit_code") == code:
         job.message, job.seconds = record.get("message", ""), float(record.get("seconds", 0.0))
         job.overhead = max(time.monotonic() - job.started - job.seconds, 0.0)

@@ -17,6 +17,7 @@ from kdnb.reports.page import write_run_page
 from kdnb.runner.execute import run_notebook
 from kdnb.runner.plan import Plan, plan
 from kdnb.runner.sweep_files import SweepRun
+from kdnb.storage.paths import PROJECT
 
 
 def execute_plan(planned: Plan, limit: float | None = None, again: bool = False) -> Outcome:
@@ -26,10 +27,20 @@ def execute_plan(planned: Plan, limit: float | None = None, again: bool = False)
     return outcome
 
 
-def command(run: SweepRun, limit: float | None = None, again: bool = False) -> list[str]:
-    """The command line that executes a run of a sweep."""
-    request = {"experiment": run.experiment, "profile": run.profile, "overrides": run.overrides}
-    return [sys.executable, "-m", "kdnb.runner.worker", json.dumps(request | {"limit": limit, "again": again})]
+def request(run: SweepRun, limit: float | None = None, again: bool = False) -> str:
+    """What a worker is told: all parameters as they were resolved, so that it plans the same run wherever it stands."""
+    asked = {"experiment": run.experiment, "profile": run.profile, "overrides": run.plan.parameters}
+    return json.dumps(asked | {"limit": limit, "again": again})
+
+
+def command(asked: str) -> list[str]:
+    """The command line that executes a request."""
+    return [sys.executable, "-m", "kdnb.runner.worker", asked]
+
+
+def environment() -> dict[str, str]:
+    """That of this process, with this checkout first where modules are looked for."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH"))))}
 
 
 def main(request: dict[str, Any]) -> int:

@@ -11,6 +11,7 @@ import yaml
 from kdnb.data import class_count
 from kdnb.data.check import check_files
 from kdnb.errors import InputError, check_name
+from kdnb.methods import METHODS
 from kdnb.models.names import parse_foreign
 from kdnb.parameters import PARAMETERS, Parameters, resolve
 from kdnb.runner.cell import Cell, read_cell
@@ -213,6 +214,10 @@ def find_experiment(given: str, profile: str) -> tuple[str, str]:
     notebook, name = _split_name(given)
     there = experiments(profile)
     own = [other for other in there if other.partition("/")[0] == notebook]
+    if name not in there and name.partition("/")[2] in METHODS:
+        raise InputError(
+            f"{given} is now {notebook} with -p method={name.partition('/')[2]}, profile digits; `inv sweep digits_methods` runs all methods"
+        )
     if name not in there and ("/" in name or not own):
         if elsewhere := [other for other in profiles() if name in experiments(other)]:
             raise InputError(f"profile {profile} has no {name}; these have it: {', '.join(elsewhere)}")

@@ -2,7 +2,7 @@
 
     baseline: {method: kd}             # optional: what the others are compared with, all else equal
     runs:
-      - notebook: 04_distillation      # an experiment, or a list of them
+      - notebook: 04_distillation      # an experiment, a list of them, or `04_distillation/*` for all that match
         profile: digits                # quick without it
         grid: {method: [kd, dkd], seed: [0, 1, 2]}     # every combination
       - notebook: 01_teacher
@@ -11,6 +11,7 @@
 A file of one block may leave `runs:` out. A block with neither grid nor list is one run of each of its experiments.
 """
 
+import fnmatch
 import itertools
 import math
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from kdnb.errors import InputError, check_name
-from kdnb.runner.plan import MALFORMED, Plan, params_folder, plan_many
+from kdnb.runner.plan import MALFORMED, Plan, experiments, params_folder, plan_many
 from kdnb.storage.naming import plain_name
 
 MOST_RUNS = 10_000  # without being told that so many are meant
@@ -139,16 +140,27 @@ def _refuse_doubles(node: yaml.Node | None, file: str) -> None:
             _refuse_doubles(value, file)
 
 
-def _counted(block: dict[str, Any], where: str) -> int:
-    """How many runs a block stands for; its form is checked, its values are not."""
-    for name in block:
-        check_name(f"key in {where}", str(name), _BLOCK)
-    experiments = block.get("notebook")
-    names = experiments if isinstance(experiments, list) else [experiments]
+def _experiments(block: dict[str, Any], where: str) -> list[str]:
+    """The experiments that a block names, patterns filled in."""
+    given = block.get("notebook")
+    names = given if isinstance(given, list) else [given]
     if not names or not all(isinstance(name, str) for name in names):
         raise InputError(
             f"notebook in {where} must be the name of an experiment or a list of names (`inv experiments`)"
         )
+    found = []
+    for name in names:
+        there = fnmatch.filter(experiments(block.get("profile", "quick")), name) if "*" in name else [name]
+        if not there:
+            raise InputError(f"{where}: profile {block.get('profile', 'quick')} has no experiment like {name}")
+        found += there
+    return found
+
+
+def _counted(block: dict[str, Any], where: str) -> int:
+    """How many runs a block stands for; its form is checked, its values are not."""
+    for name in block:
+        check_name(f"key in {where}", str(name), _BLOCK)
     grid, entries = block.get("grid", {}), block.get("list", [{}])
     if not isinstance(grid, dict) or not all(isinstance(values, list) and values for values in grid.values()):
         raise InputError(f"grid in {where} must be `parameter: [values]`, each list with one value or more")
@@ -158,16 +170,15 @@ def _counted(block: dict[str, Any], where: str) -> int:
         raise InputError(f"{where} has an empty grid or list; leave it out for one run of the experiment as it is")
     if both := sorted(set(grid) & {name for entry in entries for name in entry}):
         raise InputError(f"{where} gives {both[0]} in its grid and in its list")
-    return len(names) * len(entries) * math.prod(len(values) for values in grid.values())
+    return len(_experiments(block, where)) * len(entries) * math.prod(len(values) for values in grid.values())
 
 
 def _planned(block: dict[str, Any], overrides: dict[str, Any], files: bool, where: str) -> list[SweepRun]:
-    names = block["notebook"] if isinstance(block["notebook"], list) else [block["notebook"]]
     profile, grid, found = block.get("profile", "quick"), block.get("grid", {}), []
     entries = itertools.product(block.get("list", [{}]), itertools.product(*grid.values()))
     given = [entry | dict(zip(grid, values, strict=True)) | overrides for entry, values in entries]
     try:
-        for name in names:
+        for name in _experiments(block, where):
             plans = plan_many(name, profile, given, files)
             found += [SweepRun(name, profile, values, one) for values, one in zip(given, plans, strict=True)]
     except InputError as error:

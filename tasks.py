@@ -177,12 +177,14 @@ def demo(context, seed="0"):
         "limit": "seconds after which the run is stopped",
         "resume": "go on with a run: give its name or its folder (`inv runs`) in place of the notebook",
         "again": "execute it once more, though it has finished and nothing has changed",
+        "processes": "train by so many processes together, on cuda one device each (01_teacher and 04_distillation)",
     },
 )
-def run(context, notebook, parameter=None, profile="quick", limit=None, resume=False, again=False):
+def run(context, notebook, parameter=None, profile="quick", limit=None, resume=False, again=False, processes=1):
     """Run one notebook headless: outputs/PROFILE/NOTEBOOK/RUN. A run that was stopped goes on; one that has finished is shown.
 
-    Exit codes: 0 ended well, 1 a cell failed, 2 bad input, 4 the kernel died, 5 over the limit, 6 a check does not hold, 130 stopped.
+    Exit codes: 0 ended well, 1 a cell failed, 2 bad input, 4 the kernel died, or one of several processes, 5 over the limit, 6 a check
+    does not hold, 130 stopped.
     """
     from kdnb.reports.listing import describe_results
     from kdnb.reports.run_files import find_run
@@ -194,7 +196,13 @@ def run(context, notebook, parameter=None, profile="quick", limit=None, resume=F
         planned = (
             plan_again(find_run(notebook)) if resume else plan(notebook, profile, parse_overrides(parameter or []))
         )
-        outcome = _run(planned, parse_limit(limit), again)
+        seconds = parse_limit(limit)
+        if (count := _count("processes", processes)) > 1:
+            from kdnb.runner.together import make_ahead
+
+            if problem := make_ahead(planned, count):
+                raise Exit(f"{planned.notebook}: {problem}", 4)
+        outcome = _run(planned, seconds, again)
     if results := describe_results(outcome.folder):
         _say(results)
     _say(f"outputs: {os.path.relpath(outcome.folder)}")

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "kdnb"
 
 FLOORS = (
     {"errors", "rehearsal", "choices"},
-    {"progress", "usercode"},
+    {"progress", "usercode", "processes"},
     {"live", "storage", "intervals", "losses", "models", "generators"},
     {"randomness", "metrics", "methods", "attacks", "reports", "checks"},
     {"data", "runs"},

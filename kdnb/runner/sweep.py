@@ -261,7 +261,8 @@ def _alone(sweep: Sweep) -> Iterator[None]:
 @contextmanager
 def _stoppable() -> Iterator[None]:
     """SIGTERM and a closed terminal are Ctrl-C; a second one while workers are being stopped changes nothing."""
-    before, arrived = {}, []
+    before: dict[int, Any] = {}
+    arrived: list[int] = []
 
     def stop(number: int, frame: Any) -> None:
         if not arrived:
@@ -276,5 +277,5 @@ def _stoppable() -> Iterator[None]:
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for one, handler in before.items():
+            signal.signal(one, handler)

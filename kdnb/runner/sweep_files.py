@@ -148,8 +148,8 @@ def _experiments(block: dict[str, Any], where: str) -> list[str]:
         raise InputError(
             f"notebook in {where} must be the name of an experiment or a list of names (`inv experiments`)"
         )
-    found = []
-    for name in names:
+    found: list[str] = []
+    for name in map(str, names):
         there = fnmatch.filter(experiments(block.get("profile", "quick")), name) if "*" in name else [name]
         if not there:
             raise InputError(f"{where}: profile {block.get('profile', 'quick')} has no experiment like {name}")

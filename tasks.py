@@ -364,7 +364,7 @@ def sweep(
         if address:
             from kdnb.runner.on_ray import RayWorkers
 
-            pool = RayWorkers(address, seconds, again)
+            pool = RayWorkers(address, seconds, again, count)
         else:
             gpus = _count("gpus", gpus) if str(gpus) != "0" else 0
             pool = LocalWorkers(count, gpus, sweep_folder(found.name) / "logs", seconds, again)

@@ -96,7 +96,7 @@ class RayWorkers:
             )
             print(words, file=sys.stderr, flush=True)
         if not found.shared:
-            _unpack(found.files, job.run.plan.folder)
+            unpack(found.files, job.run.plan.folder)
         return found.code
 
     def stop(self) -> None:
@@ -177,7 +177,8 @@ def _packed(asked: str) -> bytes:
     return buffer.getvalue()
 
 
-def _unpack(data: bytes, folder: Path) -> None:
+def unpack(data: bytes, folder: Path) -> None:
+    """Write the files that a node sent into a run folder."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         for name in archive.namelist():
             target = folder / name

@@ -1,18 +1,22 @@
 """kdnb.runner.sweep: runs in worker processes, killed and stopped; kdnb.runner.sweep_files and forecast: what is refused and reckoned."""
 
 import csv
+import io
 import os
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from kdnb.errors import InputError
 from kdnb.reports.outcome import read_outcome
-from kdnb.runner import sweep_files
+from kdnb.reports.run_files import read_run
+from kdnb.runner import on_ray, sweep_files, worker
+from kdnb.runner.execute import is_finished
 from kdnb.runner.forecast import describe_plan
 from kdnb.runner.plan import plan
 from kdnb.runner.sweep import Job, LocalWorkers, exit_code, firsts_first, run_sweep, sweep_folder
@@ -279,3 +283,32 @@ def test_the_first_run_of_each_shared_teacher_comes_first(monkeypatch):
 def test_exit_codes(states, code):
     run = sweep_files.SweepRun("x", "quick", {}, None)  # type: ignore[arg-type]
     assert exit_code([Job(run, state) for state in states]) == code
+
+
+# --- on Ray, what needs no cluster (tests/slow/test_ray.py has the rest) ---------------------------------------------------------
+
+
+def test_without_ray_an_address_is_refused_in_one_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(InputError, match="--address needs Ray, which is not installed: uv sync --extra ray"):
+        on_ray.RayWorkers("local")
+
+
+def test_what_ran_where_the_outputs_are_not_seen_is_brought_here_whole(project, monkeypatch):
+    run = sweep_of(project, "notebook: checks").runs[0]
+    monkeypatch.setenv("KDNB_OUTPUTS", str(project / "elsewhere"))
+    code, shared, files = on_ray.execute_remotely(
+        worker.request(run), str(project / "no marker"), {"KDNB_OUTPUTS": "x"}
+    )
+    assert (code, shared) == (0, False) and not run.plan.folder.exists()
+    on_ray.unpack(files, run.plan.folder)
+    assert is_finished(run.plan) and read_run(run.plan.folder).results[0]["value"] == "0.2"
+
+
+def test_a_node_can_write_nowhere_but_into_the_run_folder(project):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("../outside.txt", "x")
+    with pytest.raises(InputError, match="leads out of its run folder"):
+        on_ray.unpack(buffer.getvalue(), project / "run")
+    assert not (project / "outside.txt").exists()

@@ -1,6 +1,7 @@
-"""One of several processes that train together, for tests/test_processes.py: `python -m tests.pair CASE FOLDER RANK COUNT`."""
+"""One of several processes that train together, for tests/test_processes.py: `python -m tests.pair CASES FOLDER RANK COUNT MEETING`."""
 
-import json
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 from kdnb import methods
 from kdnb.data.splits import Split
 from kdnb.models import build
-from kdnb.processes import join
+from kdnb.processes import join, team
 from kdnb.randomness import seed_everything
 from kdnb.storage.checkpoints import save_state
 from kdnb.training import resume
@@ -50,24 +51,26 @@ def train(name: str, folder: Path | None = None, stop_after: int | None = None) 
 
 
 def run(case: str, folder: Path) -> dict:
-    """CASE: a method's name, or `resume`: stopped in the middle of the second epoch, then taken up."""
-    if case != "resume":
+    """CASE: a method's name; `resume`, stopped in the middle of the second epoch and then taken up; `dies`, killed there in rank 1."""
+    if case not in ("resume", "dies"):
         return train(case)
     resume.SAVE_EVERY = -1.0  # a checkpoint after each step
-    assert train("dkd", folder / "progress", stop_after=4) == {}
+    if case == "dies" and not (folder / "progress").exists():
+        train("dkd", folder / "progress", stop_after=4)
+        if team().rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        team().wait()
+    elif case == "resume":
+        assert train("dkd", folder / "progress", stop_after=4) == {}
     return train("dkd", folder / "progress")
 
 
-def main(cases: str, folder: Path, rank: int, count: int) -> None:
-    if count == 1:
-        found = {case: run(case, folder) for case in cases.split(",")}
-    else:
-        with join(rank, count, str(folder / "meeting")):
-            found = {case: run(case, folder / case) for case in cases.split(",")}
+def main(cases: str, folder: Path, rank: int, count: int, meeting_point: str) -> None:
+    with join(rank, count, meeting_point):
+        found = {case: run(case, folder / case) for case in cases.split(",")}
     save_state(folder / f"rank{rank}.safetensors", found)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
-    json.dump({"ended": True}, sys.stdout)
+    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5])

@@ -1,6 +1,5 @@
 """kdnb.processes: a network trained by two processes is the network that one process trains."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,25 +8,31 @@ import pytest
 import torch
 
 from kdnb.processes import Team, sum_gradients, team, together
-from kdnb.storage.checkpoints import load_state
-from kdnb.storage.paths import PROJECT
+from kdnb.runner.together import run_together
+from kdnb.storage.checkpoints import Checkpointer, load_state
 from tests import pair
 
 # the plain one; two views; adapters with batch norm; relations over the batch; features; a memory by places; before the last ReLU
 CASES = ("ce", "mlld", "srrl", "rkd", "sdd_dkd", "crd", "ofd", "simkd")
 
 
+def command(cases: str, folder: Path, count: int):
+    folder.mkdir(exist_ok=True)
+    return lambda rank, meeting: [
+        sys.executable,
+        "-m",
+        "tests.pair",
+        cases,
+        str(folder),
+        str(rank),
+        str(count),
+        str(meeting),
+    ]
+
+
 def trained(folder: Path, cases: str, count: int) -> list[dict]:
     """What each of `count` processes ended with."""
-    folder.mkdir()
-    environment = os.environ | {"PYTHONPATH": str(PROJECT)}
-    command = [sys.executable, "-m", "tests.pair", cases, str(folder)]
-    members = [
-        subprocess.Popen([*command, str(rank), str(count)], env=environment, stderr=subprocess.PIPE)
-        for rank in range(count)
-    ]
-    errors = [member.communicate()[1].decode() for member in members]
-    assert [member.returncode for member in members] == [0] * count, "\n".join(errors)
+    assert run_together(command(cases, folder, count), count) == ""
     return [load_state(folder / f"rank{rank}.safetensors") for rank in range(count)]
 
 
@@ -71,6 +76,22 @@ def test_what_was_stopped_goes_on_and_ends_with_the_same_bits(both):
         assert len(member["resume"]["seen"]) == 2, "the last two of six steps"
         for part in ("student", "method", "history"):
             assert largest_difference(member["resume"][part], member["dkd"][part]) == 0.0
+
+
+def test_a_killed_process_ends_all_with_one_sentence_and_the_next_call_goes_on(tmp_path, both):
+    said = run_together(command("dies", tmp_path, 2), 2)
+    assert said.startswith("process 1 was killed by SIGKILL; the others were ended, and the same command goes on")
+    left = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    assert str(tmp_path / "dies") not in left and f"tests.pair dies {tmp_path}" not in left
+    step, _ = Checkpointer(tmp_path / "dies" / "progress").load()
+    assert step == 4
+    for member in trained(tmp_path, "dies", 2):
+        assert largest_difference(member["dies"]["student"], both[0]["dkd"]["student"]) == 0.0
+
+
+def test_a_process_that_refuses_says_why(tmp_path):
+    said = run_together(command("no_such_method", tmp_path, 2), 2)
+    assert "unknown method 'no_such_method'" in said and "\n" not in said
 
 
 @pytest.mark.parametrize("count", [2, 3, 4])

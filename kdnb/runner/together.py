@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from kdnb.errors import InputError
@@ -22,12 +23,26 @@ _POLL = 0.2  # seconds between two looks
 _LAST_WORDS = 2000  # characters of what a process said at last
 
 
-def check(plan: Plan, count: int) -> None:
-    """Refuse what can't be trained by so many processes.
+def make_ahead(plan: Plan, count: int) -> str:
+    """Train a run's networks in `count` processes, rank r on device cuda:r where the run's device is a CUDA one.
 
+    Returns:
+        Nothing if all ended well, else one sentence on the process that did not.
     Raises:
         InputError: a notebook whose training isn't divided, or batches with fewer images than processes.
     """
+    _check(plan, count)
+    request = json.dumps({"notebook": plan.notebook, "parameters": plan.parameters})
+    threads = plan.parameters.get("threads")
+    own = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)} if threads else {}
+
+    def command(rank: int, meeting_point: Path) -> list[str]:
+        return [sys.executable, "-m", "kdnb.studies.ahead", request, str(rank), str(count), str(meeting_point)]
+
+    return run_together(command, count, own)
+
+
+def _check(plan: Plan, count: int) -> None:
     if plan.notebook not in NOTEBOOKS:
         raise InputError(f"--processes is for {' and '.join(NOTEBOOKS)}; {plan.notebook} runs in one process")
     if plan.parameters["batch_size"] < count:
@@ -36,46 +51,38 @@ def check(plan: Plan, count: int) -> None:
         raise InputError("--processes is for cpu and cuda; there is one mps device")
 
 
-def make_ahead(plan: Plan, count: int) -> str:
-    """Train a run's networks in `count` processes, rank r on device cuda:r where the run's device is a CUDA one.
+def run_together(command: Callable[[int, Path], list[str]], count: int, own: dict[str, str] | None = None) -> str:
+    """Start processes that need each other; the first that fails, and Ctrl-C, end them all.
 
+    Args:
+        command: of a rank and of the path where they meet.
+        own: environment variables of theirs.
     Returns:
-        Nothing if all ended well, else one sentence on the process that did not.
+        Nothing if all ended well, else one sentence on the first that did not.
     """
-    check(plan, count)
-    request = json.dumps({"notebook": plan.notebook, "parameters": plan.parameters})
     with tempfile.TemporaryDirectory(prefix="kdnb-") as folder:
-        logs = [Path(folder) / f"{rank}.log" for rank in range(count)]
-        members = []
+        members: list[subprocess.Popen] = []
         try:
-            for rank, log in enumerate(logs):
-                arguments = [request, str(rank), str(count), str(Path(folder) / "meeting")]
-                with open(log, "wb") as output:
-                    command = [sys.executable, "-m", "kdnb.studies.ahead", *arguments]
+            for rank in range(count):
+                with open(Path(folder) / f"{rank}.log", "wb") as log:
                     members.append(
                         subprocess.Popen(
-                            command,
+                            command(rank, Path(folder) / "meeting"),
                             stdin=subprocess.PIPE,
-                            stdout=output,
-                            stderr=output,
-                            env=environment() | _threads(plan),
+                            stdout=log,
+                            stderr=log,
+                            env=environment() | (own or {}),
                         )
                     )
-            while any(member.poll() is None for member in members) and not any(member.poll() for member in members):
+            while (codes := [member.poll() for member in members]).count(0) < count and not any(codes):
                 time.sleep(_POLL)
-            codes = [member.poll() for member in members]
         finally:
             for member in members:
                 member.kill()
                 member.wait()
                 member.stdin.close()  # type: ignore[union-attr]
         gone = next((rank for rank, code in enumerate(codes) if code), None)
-        return "" if gone is None else _sentence(gone, codes[gone] or 0, logs[gone])
-
-
-def _threads(plan: Plan) -> dict[str, str]:
-    threads = plan.parameters.get("threads")
-    return {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)} if threads else {}
+        return "" if gone is None else _sentence(gone, codes[gone] or 0, Path(folder) / f"{gone}.log")
 
 
 def _sentence(rank: int, code: int, log: Path) -> str:

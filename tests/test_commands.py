@@ -19,7 +19,9 @@ from kdnb.storage.checkpoints import save_state
 ROOT = Path(__file__).parent.parent
 FIXTURES = Path(__file__).parent / "notebooks"
 CONTEXTS = Collection.from_module(tasks).to_contexts()
-PAGES = [path for path in (ROOT / "README.md", ROOT / "params" / "README.md") if path.is_file()]
+PAGES = [
+    path for path in (ROOT / "README.md", ROOT / "params" / "README.md", ROOT / "docs" / "sweeps.md") if path.is_file()
+]
 
 
 def commands(page: Path) -> list[str]:
@@ -127,6 +129,12 @@ def assert_refused(done, tmp_path, message):
         ("compare a b", "unknown run 'a'"),
         ("verify ../..", "is no run: runs are PROFILE/NOTEBOOK/RUN in the outputs"),
         ("report --profile ../x", "name of a profile is made of"),
+        ("plan nothing", "unknown sweep 'nothing'"),
+        ("plan tests/none.yaml", "there is no sweep file tests/none.yaml"),
+        ("sweep nothing", "unknown sweep 'nothing'"),
+        ("sweep nothing --workers 0", "workers must be a whole number from 1 on, got 0"),
+        ("run fine --processes 0", "processes must be a whole number from 1 on, got 0"),
+        ("run fine --processes 2", "--processes is for 01_teacher and 04_distillation; fine runs in one process"),
         ("download digitz", "unknown data set to download 'digitz'"),
     ],
 )

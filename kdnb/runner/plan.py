@@ -214,10 +214,10 @@ def find_experiment(given: str, profile: str) -> tuple[str, str]:
     notebook, name = _split_name(given)
     there = experiments(profile)
     own = [other for other in there if other.partition("/")[0] == notebook]
-    if name not in there and name.partition("/")[2] in METHODS:
-        raise InputError(
-            f"{given} is now {notebook} with -p method={name.partition('/')[2]}, profile digits; `inv sweep digits_methods` runs all methods"
-        )
+    method = name.partition("/")[2]
+    if name not in there and method in METHODS and "method" in read_cell(notebooks_folder() / f"{notebook}.ipynb"):
+        call = f"{notebook} with --profile digits -p method={method}"
+        raise InputError(f"{given} is now {call}; `inv sweep digits_methods` runs all methods")
     if name not in there and ("/" in name or not own):
         if elsewhere := [other for other in profiles() if name in experiments(other)]:
             raise InputError(f"profile {profile} has no {name}; these have it: {', '.join(elsewhere)}")

@@ -378,3 +378,13 @@ def test_paths_in_lists_become_absolute(project, monkeypatch):
     paths = [Path(classifier(project / name, 10)).name for name in ("a.safetensors", "b.safetensors")]
     made = plan("06_bfa_attack", overrides={"teacher_checkpoints": paths})
     assert made.parameters.teacher_checkpoints == [str(project / name) for name in paths]
+
+
+@pytest.mark.parametrize("given", ["04_distillation/kd", "04_distillation.kd", "04/kd"])
+def test_the_experiment_of_a_single_method_is_answered_with_its_new_call(monkeypatch, given):
+    monkeypatch.delenv("KDNB_NOTEBOOKS", raising=False)
+    monkeypatch.delenv("KDNB_PARAMS", raising=False)
+    with pytest.raises(
+        InputError, match="is now 04_distillation with --profile digits -p method=kd; `inv sweep digits_m"
+    ):
+        plan(given, "digits")

@@ -62,6 +62,13 @@ def _one_sentence():
         raise Exit(str(error), 2) from None
 
 
+def _count(name: str, given: str | int) -> int:
+    """A whole number from 1 on, of an option."""
+    if not str(given).isdecimal() or int(given) < 1:
+        raise InputError(f"{name} must be a whole number from 1 on, got {given}")
+    return int(given)
+
+
 def _call(*command: str, folder: str | Path = ROOT, **environment: str) -> None:
     """Run a command in the project's folder, or another; its exit code becomes ours."""
     if command[0] == sys.executable:
@@ -91,14 +98,12 @@ def _compile_once() -> None:
 
 
 def _run(plan, limit=None, again=False):
-    from kdnb.reports.page import write_run_page
-    from kdnb.runner.execute import run_notebook
+    from kdnb.runner.worker import execute_plan
 
     _compile_once()
     for note in plan.notes:
         _say(f"note: {note}", file=sys.stderr)
-    outcome = run_notebook(plan, limit, again)
-    write_run_page(outcome.folder)
+    outcome = execute_plan(plan, limit, again)
     fine = outcome.status == "ok"
     _say(
         f"{plan.notebook}: {outcome.describe()}" if fine else outcome.describe(),
@@ -179,12 +184,24 @@ def demo(context, seed="0"):
         "resume": "go on with a run: give its name or its folder (`inv runs`) in place of the notebook",
         "again": "execute it once more, though it has finished and nothing has changed",
         "rehearse": "only cut to two steps a loop, as `inv rehearse` does",
+        "processes": "train by so many processes together, on cuda one device each (01_teacher and 04_distillation)",
     },
 )
-def run(context, notebook, parameter=None, profile="quick", limit=None, resume=False, again=False, rehearse=False):
+def run(
+    context,
+    notebook,
+    parameter=None,
+    profile="quick",
+    limit=None,
+    resume=False,
+    again=False,
+    rehearse=False,
+    processes=1,
+):
     """Run one notebook headless: outputs/PROFILE/NOTEBOOK/RUN. A run that was stopped goes on; one that has finished is shown.
 
-    Exit codes: 0 ended well, 1 a cell failed, 2 bad input, 4 the kernel died, 5 over the limit, 6 a check does not hold, 130 stopped.
+    Exit codes: 0 ended well, 1 a cell failed, 2 bad input, 4 the kernel died, or one of several processes, 5 over the limit, 6 a check
+    does not hold, 130 stopped.
     """
     from kdnb.reports.listing import describe_results
     from kdnb.reports.run_files import find_run
@@ -200,7 +217,13 @@ def run(context, notebook, parameter=None, profile="quick", limit=None, resume=F
         planned = (
             plan_again(find_run(notebook)) if resume else plan(notebook, profile, parse_overrides(parameter or []))
         )
-        outcome = _run(planned, parse_limit(limit), again)
+        seconds = parse_limit(limit)
+        if (count := _count("processes", processes)) > 1:
+            from kdnb.runner.together import make_ahead
+
+            if problem := make_ahead(planned, count):
+                raise Exit(f"{planned.notebook}: {problem}", 4)
+        outcome = _run(planned, seconds, again)
     if results := describe_results(outcome.folder):
         _say(results)
     _say(f"outputs: {os.path.relpath(outcome.folder)}")
@@ -359,6 +382,75 @@ def run_all(context, profile="quick", again=False):
     for name, outcome in zip(names, outcomes, strict=True):
         _say(f"{name:56} {outcome.status:12} {outcome.seconds:8.1f} s")
     if code := max((outcome.exit_code for outcome in outcomes), default=0):
+        raise Exit(code=code)
+
+
+@task(
+    name="plan",
+    positional=["sweep"],
+    help={
+        "sweep": "a name of params/sweeps/, or the path of a sweep file",
+        "parameter": "name=value over the file's, for every run; may be repeated",
+        "workers": "runs at once",
+        "really": "more than 10,000 runs are meant",
+        "elsewhere": "the data are on another machine: don't look for them",
+    },
+    iterable=["parameter"],
+)
+def plan_sweep(context, sweep, parameter=None, workers=1, really=False, elsewhere=False):
+    """Say what a sweep will take before anything starts: runs, those done, device-hours and storage of the rest."""
+    from kdnb.runner.forecast import describe_plan
+    from kdnb.runner.plan import parse_overrides
+    from kdnb.runner.sweep_files import read_sweep
+
+    with _one_sentence():
+        found = read_sweep(sweep, parse_overrides(parameter or []), really, files=not elsewhere)
+        _say(describe_plan(found, _count("workers", workers)))
+
+
+@task(
+    positional=["name"],
+    iterable=["parameter"],
+    help={
+        "name": "a sweep of params/sweeps/, or the path of a sweep file",
+        "workers": "runs at once on this machine",
+        "threads": "CPU threads of each run; part of its recipe, as -p threads=T",
+        "gpus": "devices that the workers take in turn, one a run",
+        "address": "a Ray cluster's address, or `local` for one on this machine (extra `ray`); its nodes take the runs",
+        "parameter": "name=value over the file's, for every run; may be repeated",
+        "limit": "seconds after which a run is stopped",
+        "again": "execute also what has finished",
+        "really": "more than 10,000 runs are meant",
+    },
+)
+def sweep(
+    context, name, workers=1, threads=None, gpus=0, address="", parameter=None, limit=None, again=False, really=False
+):
+    """Execute all runs of a sweep that have not finished, several at once; then its table and report. Stopped, it can be continued.
+
+    Exit codes: 0 all ended well, 1 some failed, were lost four times or ran too long, 2 bad input, 6 nothing but checks that do not hold,
+    130 stopped.
+    """
+    from kdnb.runner.plan import parse_limit, parse_overrides
+    from kdnb.runner.sweep import LocalWorkers, exit_code, run_sweep, sweep_folder
+    from kdnb.runner.sweep_files import read_sweep
+    from kdnb.runner.sweep_results import write_results
+
+    with _one_sentence():
+        over = parse_overrides([*(parameter or []), *([f"threads={threads}"] if threads else [])])
+        seconds, count = parse_limit(limit), _count("workers", workers)
+        found = read_sweep(name, over, really)
+        _compile_once()
+        if address:
+            from kdnb.runner.on_ray import RayWorkers
+
+            pool = RayWorkers(address, seconds, again, count)
+        else:
+            gpus = _count("gpus", gpus) if str(gpus) != "0" else 0
+            pool = LocalWorkers(count, gpus, sweep_folder(found.name) / "logs", seconds, again)
+        jobs = run_sweep(found, pool, again=again, show=True)
+        _say(write_results(found, jobs))
+    if code := exit_code(jobs):
         raise Exit(code=code)
 
 

@@ -20,7 +20,13 @@ from tests.material import FIXTURES
 ROOT = Path(__file__).parent.parent
 CONTEXTS = Collection.from_module(tasks).to_contexts()
 PAGES = [
-    path for path in (ROOT / "README.md", ROOT / "params" / "README.md", ROOT / "docs" / "python.md") if path.is_file()
+    path
+    for path in (
+        ROOT / "README.md",
+        ROOT / "params" / "README.md",
+        *(ROOT / "docs" / f"{name}.md" for name in ("python", "sweeps")),
+    )
+    if path.is_file()
 ]
 
 
@@ -131,6 +137,12 @@ def assert_refused(done, tmp_path, message):
         ("report --profile ../x", "name of a profile is made of"),
         ("export nowhere", "unknown run 'nowhere'"),
         ("push nowhere --repo me/pet", "unknown run 'nowhere'"),
+        ("plan nothing", "unknown sweep 'nothing'"),
+        ("plan tests/none.yaml", "there is no sweep file tests/none.yaml"),
+        ("sweep nothing", "unknown sweep 'nothing'"),
+        ("sweep nothing --workers 0", "workers must be a whole number from 1 on, got 0"),
+        ("run fine --processes 0", "processes must be a whole number from 1 on, got 0"),
+        ("run fine --processes 2", "--processes is for 01_teacher and 04_distillation; fine runs in one process"),
         ("download digitz", "unknown data set to download 'digitz'"),
     ],
 )

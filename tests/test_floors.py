@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "kdnb"
 
 FLOORS = (
     {"errors", "rehearsal", "choices", "randomness", "plots"},
-    {"progress", "usercode", "live", "intervals", "checks", "losses", "generators"},
+    {"progress", "usercode", "processes", "live", "intervals", "checks", "losses", "generators"},
     {"storage", "models", "metrics"},
     {"data", "methods", "attacks", "runs", "reports"},
     {"samplers", "training", "parameters"},

@@ -77,7 +77,7 @@ def group_runs(runs: Iterable[RunFiles]) -> list[Summary]:
         for row in run.results:
             key = (run.notebook, canonical(run.experiment), row["metric"])
             found.setdefault(key, Summary(run.notebook, _difference(run.experiment, siblings), row["metric"], []))
-            found[key].values.append((row["seed"], float(row["value"])))
+            found[key].values.append((run.seed, float(row["value"])))
     return list(found.values())
 
 

@@ -19,6 +19,7 @@ from kdnb.errors import InputError
 from kdnb.reports.outcome import Outcome
 from kdnb.runner.execute import run_notebook
 from kdnb.runner.plan import plan, resolve_experiment
+from kdnb.storage.files import write_record
 from kdnb.storage.paths import outputs_root
 
 _MOST_VALUES = 5_000_000  # of the images of a batch, on a processor that stands in for a GPU: 33 of 3 x 224 x 224
@@ -108,7 +109,11 @@ def rehearse(
         os.environ["KDNB_REHEARSE"] = str(costs)
         outcome = run_notebook(planned, limit)
         loops = [json.loads(line) for line in costs.read_text().splitlines()] if costs.exists() else []
-        return Rehearsal(name, profile, outcome, loops, notes)
+        found = Rehearsal(name, profile, outcome, loops, notes)
+        write_record(
+            planned.folder / "rehearsal.json", {"seconds": found.seconds, "bytes": found.bytes}
+        )  # for `inv plan`
+        return found
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from kdnb.errors import InputError
 from kdnb.methods.base import Method
 from kdnb.models.frozen import batch_statistics
 from kdnb.models.taps import as_classifier, gives_features
+from kdnb.processes import parts_of_a_batch, share_batch_norm, sum_gradients, team, together
 from kdnb.progress import progress
 from kdnb.randomness import generator_for, seed_everything
 from kdnb.rehearsal import cut, rehearsing
@@ -80,6 +81,7 @@ def fit(
     method = method or methods.build("ce")
     _check_fit(student, train, method, teacher, recipe)
     student, teacher = _with_features(train, train.device, student, teacher)
+    share_batch_norm(student, teacher)
     trainer = _Trainer(student, teacher, method, recipe, train.device)
     steps = _steps_per_epoch(train, recipe)
     seed_everything(seed)
@@ -176,13 +178,12 @@ class _Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         with _autocast(self.recipe, self.device):
-            features_t = _teacher_features(self.teacher, views, self.method, self.memory_format)
-            asked = _asked("student", self.method)
-            features_s = [self.forward(view.to(memory_format=self.memory_format), **asked) for view in views]
+            features_s, features_t = self._features(views, len(images))
             terms = self.method(_single(features_s), _single(features_t), labels, epoch + 1, **extra)
             loss = sum(terms.values())
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
+        self.scaler.scale(loss / team().count).backward()
+        sum_gradients(self.parameters)
         if self.recipe.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip_norm)
@@ -191,6 +192,14 @@ class _Trainer:
         if self.averaged is not None:
             self.averaged.update_parameters(nn.ModuleList([self.student, self.method]))
         return terms
+
+    def _features(self, views: list[Tensor], size: int) -> tuple[list, list]:
+        """What student and teacher see in a batch; of several processes each computes a part (`kdnb.processes`)."""
+        views, asked = [view[team().part(size)] for view in views], _asked("student", self.method)
+        with parts_of_a_batch(size):
+            features_t = _teacher_features(self.teacher, views, self.method, self.memory_format)
+            features_s = [self.forward(view.to(memory_format=self.memory_format), **asked) for view in views]
+        return [together(one, size) for one in features_s], [together(one, size) for one in features_t]
 
     def evaluate(self, test: OrderedSplit) -> dict[str, float]:
         """Accuracy of the student, or of its average, as the method predicts with it."""
@@ -224,6 +233,8 @@ def _check_fit(
         _check_images(train.images)
         _check_labels(train.labels, student)
     check_layout(student, recipe.layout, train.device)
+    if recipe.compile and team().count > 1:
+        raise InputError("compile is for training in one process, and there are several")
 
 
 def _check_images(images: Tensor) -> None:

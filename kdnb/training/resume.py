@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kdnb.errors import InputError
+from kdnb.processes import team
 from kdnb.randomness import random_state, set_random_state
 from kdnb.rehearsal import seldom
 from kdnb.storage.checkpoints import Checkpointer
@@ -57,6 +58,7 @@ class Resumable:
         self.done, self._spent = 0, 0.0
         if restored := self._saver.load():
             self._restore(*restored, device)
+        team().wait()  # before the leader replaces what the others are reading
         self._kept = self.done
         self._started = self._saved = time.monotonic()
 
@@ -72,7 +74,7 @@ class Resumable:
 
     def save(self, done: int, last: bool = False) -> None:
         """Write a checkpoint after step `done`: if the last one is `SAVE_EVERY` seconds old, or if the routine ends here."""
-        if self._saver.folder is None or done == self._kept:
+        if self._saver.folder is None or done == self._kept or not team().leads:
             return
         if not last and time.monotonic() - self._saved <= SAVE_EVERY:
             return

@@ -409,3 +409,13 @@ def test_a_plan_carries_its_notes():
 def test_a_setting_that_moved_into_a_group_is_refused_with_the_way_to_write_it():
     with pytest.raises(InputError, match='eta is a setting of guidance in 03_fast_ad: write guidance="eta:0.3"'):
         plan("03_fast_ad", "quick", {"eta": 0.3})
+
+
+@pytest.mark.parametrize("given", ["04_distillation/kd", "04_distillation.kd", "04/kd"])
+def test_the_experiment_of_a_single_method_is_answered_with_its_new_call(monkeypatch, given):
+    monkeypatch.delenv("KDNB_NOTEBOOKS", raising=False)
+    monkeypatch.delenv("KDNB_PARAMS", raising=False)
+    with pytest.raises(
+        InputError, match="is now 04_distillation with --profile digits -p method=kd; `inv sweep digits_m"
+    ):
+        plan(given, "digits")

@@ -219,6 +219,7 @@ def distil_by(
         else FreshSupply(synthesizer, config.crop_padding, config.flip)
     )
     return distil_from_synthesizer(
+        teacher,
         student,
         synthesizer,
         supply,

@@ -43,6 +43,7 @@ from tests.generators.test_diffusion import Dropping
 from tests.studies.test_datafree_field import data, tiny
 from tests.studies.test_fast_ad import CONFIG as ONLINE
 from tests.studies.test_fast_ad import FloatPrior
+from tests.studies.test_generator_loop import without_times
 from tests.studies.test_reusable_generator import CONFIG as GENERATOR
 from tests.studies.test_reusable_generator import fused
 
@@ -102,7 +103,7 @@ def generator(folder: Path | None, **changes) -> dict:
         Split(images(9, 1, 8), torch.arange(9) % 3),
     )
     found = reusable_generator.distil_from_generator(teacher, student, made, 3, test, config, seed=5, folder=folder)
-    history = [{name: value for name, value in row.items() if name != "elapsed"} for row in found.history]
+    history = without_times(found.history)
     return {"student": student.state_dict(), "generator": made.state_dict(), "history": history, "images": found.images}
 
 
@@ -111,7 +112,7 @@ def field(name: str, folder: Path | None) -> dict:
     teacher, student = network(num_classes=3, channels=1, seed=9).eval(), network(num_classes=3, channels=1)
     chosen = tiny(name, warmup=0)
     found = datafree_field.distil_by(name, teacher, student, data(), chosen, seed=5, folder=folder)
-    history = [{key: value for key, value in row.items() if key != "elapsed"} for row in found.history]
+    history = without_times(found.history)
     return {"student": student.state_dict(), "history": history, "inner": found.inner, "images": found.images}
 
 

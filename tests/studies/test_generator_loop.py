@@ -60,7 +60,7 @@ def same(a: nn.Module, b: nn.Module) -> bool:
 
 
 def without_times(history: list[dict]) -> list[dict]:
-    return [{name: value for name, value in row.items() if name != "elapsed"} for row in history]
+    return [{name: value for name, value in row.items() if name not in ("elapsed", "cpu")} for row in history]
 
 
 class Killed(BaseException):

@@ -20,6 +20,7 @@ from kdnb.losses.contrastive import ProjectionHead, contrastive_inversion_loss, 
 from kdnb.losses.datafree import adversarial_loss, batch_norm_loss, one_hot_loss
 from kdnb.models.frozen import frozen
 from kdnb.models.probes import BatchNormProbe
+from kdnb.rehearsal import cut
 from kdnb.samplers.inversion import (
     Cheapest,
     Problem,
@@ -185,7 +186,7 @@ class MemorySynthesizer:
         self.generator.train()
         cheapest, history = Cheapest(), []
         with frozen(self.teacher, self.student), BatchNormProbe(self.teacher, keep_inputs=True) as probe:
-            for _ in range(config.num_steps):
+            for _ in cut(range(config.num_steps), "generator step"):
                 images = self.generator(z)
                 losses, features = self._losses(*views(images), labels, probe, rng)
                 cheapest.offer(losses["total"], images, features)

@@ -123,7 +123,8 @@ def distil_from_synthesizer(
     """Train a student on what a synthesiser makes; it is left as after the last round, in eval mode.
 
     Args:
-        teacher: in eval mode; its forward passes are counted. student: on the device of `test`. synthesizer: `call(rng) -> Synthesis`, `state_dict`, `load_state_dict`.
+        teacher: in eval mode; its forward passes are counted. student: on the device of `test`.
+        synthesizer: `call(rng) -> Synthesis`, `state_dict`, `load_state_dict`.
         supply: told of every batch; `loss` draws from it with the generator it is given and returns a scalar.
         test: for evaluation only. config: rounds and the student's schedule. seed: of every draw.
         folder: of the checkpoints; None: the work can't be resumed.

@@ -28,7 +28,7 @@ from kdnb.storage.checkpoints import state_hash
 from kdnb.studies import (
     architecture_search,
     bfa_attack,
-    datafree_field,
+    datafree_run,
     elbo_vid,
     fast_ad,
     label_store,
@@ -111,7 +111,7 @@ def field(name: str, folder: Path | None) -> dict:
     """Four rounds of one method of the data-free field."""
     teacher, student = network(num_classes=3, channels=1, seed=9).eval(), network(num_classes=3, channels=1)
     chosen = tiny(name, warmup=0)
-    found = datafree_field.distil_by(name, teacher, student, data(), chosen, seed=5, folder=folder)
+    found = datafree_run.distil_by(name, teacher, student, data(), chosen, seed=5, folder=folder)
     history = without_times(found.history)
     return {"student": student.state_dict(), "history": history, "inner": found.inner, "images": found.images}
 

@@ -12,8 +12,9 @@ from kdnb.losses import kd_loss
 from kdnb.samplers.field import METHODS
 from kdnb.samplers.noisy_layers import NoisyConfig
 from kdnb.samplers.one_step import OneStepConfig
-from kdnb.studies.datafree_field import SETTINGS, Setting, StudentConfig, distil_by, setting, student_loss
 from kdnb.studies.datafree_loop import LoopConfig, student_rate
+from kdnb.studies.datafree_run import distil_by, student_loss
+from kdnb.studies.datafree_settings import SETTINGS, Setting, StudentConfig, setting
 from tests.samplers.nets import bare, classifier
 from tests.studies.test_generator_loop import Killed, same, test_images, without_times
 

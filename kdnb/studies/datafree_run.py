@@ -1,0 +1,241 @@
+"""One run of a data-free method, whichever it is: distilled in the one loop, kept in the cache."""
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from kdnb.choices import DIFFUSION_SOURCES, SYNTHESIZERS
+from kdnb.data.tensors import Dataset
+from kdnb.errors import InputError, check_name
+from kdnb.generators.diffusion import DiffusionPrior
+from kdnb.losses import kd_loss
+from kdnb.losses.disagreement import class_activation_loss, disagreement_l1_loss, element_mean_kl
+from kdnb.models import identity
+from kdnb.randomness import seed_everything
+from kdnb.samplers.field import method
+from kdnb.samplers.inversion import Problem, require_features
+from kdnb.samplers.source import SourceSynthesizer
+from kdnb.samplers.supply import FreshSupply, PoolSupply, Supply
+from kdnb.storage.cache import artifact
+from kdnb.storage.checkpoints import state_hash
+from kdnb.studies.datafree_loop import GeneratorResult, distil_from_synthesizer
+from kdnb.studies.datafree_settings import Setting, StudentConfig, setting
+from kdnb.studies.fast_ad import Source, diffusion_source, noise_source
+from kdnb.studies.guidance import guidance_rules
+from kdnb.studies.reusable_generator import generator_config, generator_task
+from kdnb.training.teachers import Trained, fresh
+
+KEPT = 512  # images of a run that stay with it, the newest
+
+
+class Diffusion(NamedTuple):
+    """A prior and how it is sampled: `solver`, `num_steps`; `eta`: step share of the guidance, of all rules."""
+
+    prior: DiffusionPrior
+    solver: str = "dpmsolver++"
+    num_steps: int = 10
+    eta: float = 1.0
+
+
+def distil_by(
+    name: str,
+    teacher: nn.Module,
+    student: nn.Module,
+    data: Dataset,
+    chosen: Setting | None = None,
+    *,
+    source: Source | None = None,
+    embeddings: Tensor | None = None,
+    seed: int = 0,
+    folder: Path | None = None,
+    log: Callable[..., None] | None = None,
+    description: str | None = None,
+) -> GeneratorResult:
+    """Train a student without data by the named method; it is left as after the last round, in eval mode.
+
+    Args:
+        name: of `samplers.field.METHODS`, or with a `source` whatever that is called.
+        teacher: in eval mode, never updated; of images in [-1, 1]. student: trained.
+        data: its test images evaluate; of the rest only shape, classes and normalisation are used.
+        chosen: default `setting(name, data)`.
+        source: images that need no training, instead of a method's.
+        embeddings: (K, D) of the class names, NAYER only; without them fixed random vectors are used.
+        seed: of the generator and of every draw.
+        folder, log, description: of `distil_from_synthesizer`.
+    Raises:
+        InputError: unknown method, impossible sizes, a teacher without batch norm where its statistics are needed or without features
+            where those are, embeddings for another method than NAYER.
+    """
+    supplied = "pool" if source is not None else method(name).supply
+    chosen = chosen or setting(name, data)
+    if embeddings is not None and name != "nayer":
+        raise InputError(f"class embeddings are for nayer, {name} has no use for them")
+    device, config = data.test.device, chosen.student
+    teacher.to(device).eval()
+    student.to(device)
+    if config.loss == "kl_cam":
+        require_features(teacher, "SpaceshipNet")
+        require_features(student, "SpaceshipNet")
+    seed_everything(seed)
+    shape = (data.channels, data.image_size, data.image_size)
+    if source is not None:
+        synthesizer = SourceSynthesizer(source, data.num_classes, chosen.synthesis, device)
+    else:
+        problem = Problem(teacher, student, shape, data.num_classes, data.spec.mean, data.spec.std)
+        given = () if embeddings is None else (embeddings.to(device),)
+        synthesizer = method(name).build(problem, chosen.synthesis, *given)
+    supply: Supply = (
+        PoolSupply(config.pool_size, shape, device, config.crop_padding, config.flip, folder)
+        if supplied == "pool"
+        else FreshSupply(synthesizer, config.crop_padding, config.flip)
+    )
+    return distil_from_synthesizer(
+        teacher,
+        student,
+        synthesizer,
+        supply,
+        partial(student_loss, teacher, student, supply, config),
+        data.test,
+        config,
+        seed=seed,
+        folder=folder,
+        log=log,
+        description=description or f"{name}, seed {seed}",
+    )
+
+
+def student_loss(
+    teacher: nn.Module, student: nn.Module, supply: Supply, config: StudentConfig, rng: torch.Generator
+) -> Tensor:
+    """The student's loss on one batch of the supply; the teacher is a constant."""
+    images = supply(config.batch_size, rng)
+    if config.loss == "kl_cam":
+        with torch.no_grad():
+            seen_t = teacher(images, return_features=True)
+        seen_s = student(images, return_features=True)
+        maps = seen_s.final_map, seen_t.final_map, student.head.weight, teacher.head.weight.detach()
+        return element_mean_kl(seen_s.logits, seen_t.logits, config.temperature) + class_activation_loss(*maps)
+    with torch.no_grad():
+        logits_t = teacher(images)
+    logits_s = student(images)
+    if config.loss == "l1":
+        return -disagreement_l1_loss(logits_s, logits_t)
+    return kd_loss(logits_s, logits_t, config.temperature)
+
+
+# --- from the cache ------------------------------------------------------------------------------------------------------------
+
+
+class Run(NamedTuple):
+    """A student in eval mode; `history` of the loop; the newest `images` and `labels` (those asked for) it was taught with; `seconds` by
+    phase."""
+
+    student: nn.Module
+    history: list[dict]
+    images: Tensor
+    labels: Tensor
+    seconds: dict[str, float]
+
+    @property
+    def top1(self) -> float:
+        return self.history[-1]["top1"]
+
+
+def datafree_run(
+    name: str,
+    data: Dataset,
+    teacher: Trained,
+    student: str,
+    *,
+    teacher_name: str = "",
+    diffusion: Diffusion | None = None,
+    chosen: Setting | None = None,
+    embeddings: Tensor | None = None,
+    seed: int = 0,
+) -> Run:
+    """A student of the named method, or the identical one from the cache; a killed run is continued.
+
+    Args:
+        name: one of `choices.SYNTHESIZERS`.
+        student: architecture; its first weights depend on the seed alone. teacher_name: the teacher's, for constants that depend on it.
+        diffusion: for the sources that need a prior. chosen, embeddings: of `distil_by`; AEAHL-RG takes neither.
+    Raises:
+        InputError: unknown method, a diffusion source without a prior, and what `distil_by` refuses.
+    """
+    check_name("data-free method", name, SYNTHESIZERS)
+    if name in DIFFUSION_SOURCES and diffusion is None:
+        raise InputError(f"{name} draws from a diffusion prior; give one")
+    what = f"{name}, seed {seed}"
+    if name == "aeahl_rg":
+        config = generator_config(data, teacher=teacher_name, hard_loss="aea")
+        task = generator_task(data, teacher, student, config, seed=seed, description=what)
+        return Run(task.student, task.history, task.images[-KEPT:], task.labels[-KEPT:], task.seconds)
+    chosen = chosen or setting(name, data, teacher_name)
+    net = fresh(student, data, seed)
+    key = {
+        "method": name,
+        "dataset": data.name,
+        "image_size": data.image_size,
+        "teacher": teacher.hash,
+        "student": identity(student),
+        "seed": seed,
+        "synthesis": dataclasses.asdict(chosen.synthesis),
+        "schedule": dataclasses.asdict(chosen.student),
+        "embeddings": None if embeddings is None else state_hash({"": embeddings}),
+        "diffusion": _identity(diffusion) if diffusion and name in DIFFUSION_SOURCES else None,
+        "test": data.hashes["test"],
+    }
+
+    def make(progress_folder: Path) -> dict:
+        with _source(name, data, teacher.model, diffusion) as source:
+            found = distil_by(
+                name,
+                teacher.model,
+                net,
+                data,
+                chosen,
+                source=source,
+                embeddings=embeddings,
+                seed=seed,
+                folder=progress_folder,
+                description=what,
+            )
+        shutil.rmtree(progress_folder / "pool", ignore_errors=True)
+        kept = {"images": found.images[-KEPT:], "labels": found.labels[-KEPT:]}
+        return {"student": net.state_dict(), "history": found.history, "seconds": found.seconds} | kept
+
+    state = artifact("datafree", key, make)
+    net.load_state_dict(state["student"])
+    device = data.test.device
+    moved = {name: state[name].to(device) for name in ("images", "labels")}
+    return Run(**state | moved | {"student": net.eval()})
+
+
+def _identity(diffusion: Diffusion) -> dict:
+    return diffusion._asdict() | {"prior": state_hash(diffusion.prior.model.state_dict())}
+
+
+def _source(
+    name: str, data: Dataset, teacher: nn.Module, diffusion: Diffusion | None
+) -> AbstractContextManager[Source | None]:
+    shape = (data.channels, data.image_size, data.image_size)
+    if name == "noise":
+        return nullcontext(noise_source(shape))
+    if name not in DIFFUSION_SOURCES or diffusion is None:
+        return nullcontext()
+    rules = {key.lower(): rule for key, rule in guidance_rules(diffusion.eta).items()}
+    return diffusion_source(
+        diffusion.prior,
+        shape,
+        teacher=teacher,
+        guidance=rules[name],
+        solver=diffusion.solver,
+        num_steps=diffusion.num_steps,
+    )

@@ -13,7 +13,7 @@ from kdnb.randomness import generator_for
 from kdnb.rehearsal import cut
 from kdnb.samplers.field import METHODS
 from kdnb.samplers.inversion import require_batch_norm
-from kdnb.studies.datafree_run import Diffusion, Run, datafree_run
+from kdnb.studies.datafree_run import NO_CLASS_ASKED, Diffusion, Run, datafree_run
 from kdnb.studies.teacher_behaviour import describe, titles, verdicts
 from kdnb.training.evaluation import predict_logits
 from kdnb.training.teachers import Trained, classifier, teacher_for
@@ -28,8 +28,6 @@ ASSUMES = {name: line.assumes for name, line in METHODS.items()} | {
     "noise": "nothing",
 }
 """What each takes for granted beside a teacher that can be differentiated."""
-NO_CLASS_ASKED = ("dafl", "zskt", "dfad", "dfq", "noise")
-"""Those whose labels are the teacher's own answers, or nothing."""
 
 
 def field_study(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kdnb.choices import DIFFUSION_SOURCES, SYNTHESIZERS
+from kdnb.data.splits import Split
 from kdnb.data.tensors import Dataset
 from kdnb.errors import InputError, check_name
 from kdnb.generators.diffusion import DiffusionPrior
@@ -26,13 +27,15 @@ from kdnb.samplers.supply import FreshSupply, PoolSupply, Supply
 from kdnb.storage.cache import artifact
 from kdnb.storage.checkpoints import state_hash
 from kdnb.studies.datafree_loop import GeneratorResult, distil_from_synthesizer
-from kdnb.studies.datafree_settings import Setting, StudentConfig, setting
+from kdnb.studies.datafree_settings import AEAHL_RG, Setting, StudentConfig, setting
 from kdnb.studies.fast_ad import Source, diffusion_source, noise_source
 from kdnb.studies.guidance import guidance_rules
 from kdnb.studies.reusable_generator import generator_config, generator_task
 from kdnb.training.teachers import Trained, fresh
 
 KEPT = 512  # images of a run that stay with it, the newest
+NO_CLASS_ASKED = ("dafl", "zskt", "dfad", "dfq", "noise")
+"""Those whose labels are the teacher's own answers, or nothing."""
 
 
 class Diffusion(NamedTuple):
@@ -174,7 +177,7 @@ def datafree_run(
         raise InputError(f"{name} draws from a diffusion prior; give one")
     what = f"{name}, seed {seed}"
     if name == "aeahl_rg":
-        config = generator_config(data, teacher=teacher_name, hard_loss="aea")
+        config = generator_config(data, teacher=teacher_name, hard_loss="aea", **AEAHL_RG.get(data.name, {}))
         task = generator_task(data, teacher, student, config, seed=seed, description=what)
         return Run(task.student, task.history, task.images[-KEPT:], task.labels[-KEPT:], task.seconds)
     chosen = chosen or setting(name, data, teacher_name)
@@ -239,3 +242,12 @@ def _source(
         solver=diffusion.solver,
         num_steps=diffusion.num_steps,
     )
+
+
+def images_by(
+    names: Sequence[str], data: Dataset, teacher: Trained, student: str, *, teacher_name: str = "", seed: int = 0
+) -> dict[str, Split]:
+    """The newest images that each method has made for a teacher, oldest first, with the classes asked for, where any were; as `datafree_run`
+    takes its arguments."""
+    runs = {name: datafree_run(name, data, teacher, student, teacher_name=teacher_name, seed=seed) for name in names}
+    return {name: Split(made.images, None if name in NO_CLASS_ASKED else made.labels) for name, made in runs.items()}

@@ -2,7 +2,8 @@
 
 "cifar10" and "cifar100" have the published constants, from the scripts of the CMI, Fast-Datafree, NAYER and SpaceshipNet repositories, one
 round a batch of images; one-step methods have one round a generator step, so that 80 rounds are the benchmark's epoch of 400 student
-steps. What depends on the teacher there is in `_BY_TEACHER`. AEAHL-RG has settings of its own, `reusable_generator.generator_config`.
+steps. What depends on the teacher there is in `_BY_TEACHER`. AEAHL-RG has its own, `reusable_generator.generator_config`,
+but for `AEAHL_RG`.
 "digits" and "fashion_mnist" are ours: small images, seconds or minutes on one CPU thread.
 """
 
@@ -100,15 +101,15 @@ _SMALL = {"latent_dim": 64, "width": 16, "batch_size": 64}
 _SEEN: dict[str, Any] = {"crop_padding": 1, "flip": False}
 _UNSEEN: dict[str, Any] = {"crop_padding": 0, "flip": False}
 _META = {"bn_weight": 1.0, "oh_weight": 1.0, "adv_weight": 1.0, "bn_momentum": 0.0}  # as GENERATOR_SETTINGS has them
-# 64 images a step; two generator steps a round and a softer student than published make the most of so few steps
-_FEW = StudentConfig(epochs=60, student_steps=5, batch_size=64, temperature=4.0, eval_every=15, **_UNSEEN)
+# 150 steps of 64 images for every student
+_FEW = StudentConfig(epochs=25, student_steps=6, batch_size=64, temperature=1.0, eval_every=5, **_UNSEEN)
 _POOLED = StudentConfig(
-    epochs=8, student_steps=25, batch_size=64, pool_size=2560, temperature=4.0, eval_every=2, **_SEEN
+    epochs=6, student_steps=25, batch_size=64, pool_size=2560, temperature=4.0, eval_every=2, **_SEEN
 )
-_PIXELS = {"batch_size": 64, "stages": ((1, 40),), "bn_weight": 1.0, "roll": 1, "flip": False}
+_PIXELS = {"batch_size": 64, "stages": ((1, 30),), "bn_weight": 1.0, "roll": 1, "flip": False}
 _NOISY = {"embedding_width": 64, "noisy_width": 64, "width": 16, "batch_size": 60, "num_steps": 20, "warmup": 1}
 _NOISY |= {"warmup_loops": 2, "loops": 1, "life": 4}
-_MEMORY = {"num_steps": 30, "lr": 1e-2, "head_width": 64, "bank_size": 1024, "negatives": 256}
+_MEMORY = {"num_steps": 40, "lr": 1e-2, "head_width": 64, "bank_size": 1024, "negatives": 256}
 
 
 def _own(name: str, student: StudentConfig, **synthesis) -> Setting:
@@ -117,17 +118,15 @@ def _own(name: str, student: StudentConfig, **synthesis) -> Setting:
 
 
 _DIGITS = {
-    "dafl": _own("dafl", _FEW, **_SMALL, num_steps=2, lr=4e-3, act_weight=0.1),
-    "zskt": _own("zskt", _FEW, **_SMALL, lr=4e-3),
+    "dafl": _own("dafl", _FEW, **_SMALL, num_steps=3, lr=4e-3, act_weight=0.1),
+    "zskt": _own("zskt", replace(_FEW, temperature=4.0), **_SMALL, lr=4e-3),
     "dfad": _own("dfad", replace(_FEW, loss="l1"), **_SMALL, lr=4e-3),
-    "dfq": _own("dfq", _FEW, **_SMALL, num_steps=2, lr=4e-3),
+    "dfq": _own("dfq", _FEW, **_SMALL | {"width": 32}, num_steps=5, lr=1e-2),
     "deepinversion": _own("deepinversion", _POOLED, **_PIXELS),
     "adaptive_deepinversion": _own("adaptive_deepinversion", _POOLED, **_PIXELS),
-    "cmi": _own("cmi", _POOLED, **_SMALL, **_SEEN, **_MEMORY),
-    "fast": _own(
-        "fast", replace(_POOLED, epochs=10, warmup=2), **_SMALL, **_SEEN, **_META, lr_generator=4e-3, warmup=2
-    ),
-    "nayer": _own("nayer", replace(_POOLED, epochs=9, warmup=1), **_SEEN, **_META, **_NOISY),
+    "cmi": _own("cmi", replace(_POOLED, epochs=5, student_steps=30, eval_every=1), **_SMALL, **_SEEN, **_MEMORY),
+    "fast": _own("fast", replace(_POOLED, epochs=8, warmup=2), **_SMALL, **_SEEN, **_META, lr_generator=4e-3, warmup=2),
+    "nayer": _own("nayer", replace(_POOLED, epochs=7, warmup=1), **_SEEN, **_META, **_NOISY),
     "spaceshipnet": _own(
         "spaceshipnet",
         replace(_POOLED, loss="kl_cam"),
@@ -148,12 +147,17 @@ def _longer(chosen: Setting, times: int) -> Setting:
     return chosen.changed(
         wider,
         epochs=times * student.epochs,
+        warmup=times * student.warmup,
         eval_every=times * student.eval_every,
         batch_size=128,
-        pool_size=2 * student.pool_size if student.pool_size < 10_000 else student.pool_size,
+        pool_size=2 * times * student.pool_size,
     )
 
 
+AEAHL_RG = {  # as many steps of the student as all have there
+    "digits": {"epochs": 8, "student_steps": 25},
+    "fashion_mnist": {"epochs": 23, "student_steps": 30},
+}
 SETTINGS: dict[str, dict[str, Setting]] = {
     **_PUBLISHED,
     "digits": _DIGITS,

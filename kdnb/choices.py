@@ -38,5 +38,6 @@ DATAFREE_METHODS = (
     "nayer",
     "spaceshipnet",
 )  # kdnb.samplers.field
+REUSABLE_METHODS = ("dafl", "zskt", "dfad", "dfq", "cmi")  # their generator can be one of two branches, as AEAHL-RG's
 DIFFUSION_SOURCES = ("unguided", "cadr", "constant", "separate")  # Fast-AD's, by the rule of their guidance
 SYNTHESIZERS = (*DATAFREE_METHODS, "aeahl_rg", *DIFFUSION_SOURCES, "noise")

@@ -388,6 +388,12 @@ PARAMETERS: dict[str, Parameter] = {
     "synthesizers": _choices(
         "data-free method", choices.SYNTHESIZERS, "data-free methods to compare, empty for all", least=0
     ),
+    "reuse_with": _choices(
+        "data-free method with a generator to reuse",
+        choices.REUSABLE_METHODS,
+        "data-free methods whose generator is reused for the next teacher",
+        least=0,
+    ),
     "other_synthesizers": _choices(
         "data-free method", choices.DATAFREE_METHODS, "further data-free methods whose images are taken", least=0
     ),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kdnb.errors import InputError, check_name
 from kdnb.generators.latent import draw_latents, refresh_batch_norm
-from kdnb.generators.reusable import ReusableGenerator, export_parts, parameter_groups
+from kdnb.generators.reusable import export_parts, parameter_groups
 from kdnb.losses.datafree import BatchNormMomentum, adversarial_loss, batch_norm_loss, one_hot_loss
 from kdnb.models.frozen import frozen
 from kdnb.models.probes import BatchNormProbe
@@ -103,7 +103,7 @@ class Synthesizer:
         self.momentum = BatchNormMomentum(config.bn_momentum)
         self.calls = 0
         rate = config.lr_generator * config.num_steps
-        self.meta_optimizer = torch.optim.Adam(_groups(generator, mode, rate), betas=BETAS)
+        self.meta_optimizer = torch.optim.Adam(parameter_groups(generator, mode, rate), betas=BETAS)
 
     def __call__(
         self,
@@ -124,7 +124,7 @@ class Synthesizer:
         self.calls += 1
         labels, z = self._draw(labels, z, rng)
         fast = copy.deepcopy(self.generator).train()
-        groups = _groups(fast, self.mode, self.config.lr_generator)
+        groups = parameter_groups(fast, self.mode, self.config.lr_generator)
         optimizer = torch.optim.Adam([*groups, {"params": [z], "lr": self.config.lr_latent}], betas=BETAS)
         learned = [parameter for group in groups for parameter in group["params"]]
         gradients = [torch.zeros_like(parameter) for parameter in learned]
@@ -223,15 +223,6 @@ class Synthesizer:
             {name: [value.to(device) for value in values] for name, values in state["momentum"].items()}
         )
         self.calls = state["calls"]
-
-
-def _groups(generator: nn.Module, mode: str, lr: float) -> list[dict]:
-    """Optimiser groups of a mode; a generator without branches learns as a whole."""
-    if isinstance(generator, ReusableGenerator):
-        return parameter_groups(generator, mode, lr)
-    if mode != "anew":
-        raise InputError(f"mode {mode!r} needs a ReusableGenerator, got {type(generator).__name__}")
-    return [{"params": list(generator.parameters()), "lr": lr}]
 
 
 def _better(best: tuple[Tensor, Tensor] | None, loss: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:

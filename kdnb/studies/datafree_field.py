@@ -159,11 +159,14 @@ def gallery(runs: Mapping[str, Run], teacher: torch.nn.Module, names: Sequence[s
 
 def image_table(runs: Mapping[str, Run], teacher: torch.nn.Module, count: int = 256) -> list[dict]:
     """What the teacher says to the newest `count` images of every run: `confidence`, `imbalance` of its votes, `bn_distance`, and the share
-    `as_asked` that it puts into the class asked for (None where none was); see `teacher_behaviour.describe`."""
+    `as_asked` that it puts into the class asked for (None where none was), see `teacher_behaviour.describe`; and `agrees`, the share on
+    which the student gives the teacher's answer."""
     rows = []
     for name, made in runs.items():
         images, labels = made.images[-count:], made.labels[-count:]
         found = describe(teacher, images, None if name in NO_CLASS_ASKED else labels)
         row: dict[str, Any] = {key: found[key] for key in ("images", "confidence", "imbalance", "bn_distance")}
-        rows.append({"method": name} | row | {"as_asked": found.get("accuracy")})
+        answers = [predict_logits(network, images).argmax(dim=1) for network in (teacher, made.student)]
+        agrees = (answers[0] == answers[1]).float().mean().item()
+        rows.append({"method": name} | row | {"as_asked": found.get("accuracy"), "agrees": agrees})
     return rows

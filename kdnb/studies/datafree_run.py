@@ -6,16 +6,17 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from kdnb.choices import DIFFUSION_SOURCES, SYNTHESIZERS
+from kdnb.choices import DIFFUSION_SOURCES, REUSABLE_METHODS, SYNTHESIZERS
 from kdnb.data.splits import Split
 from kdnb.data.tensors import Dataset
 from kdnb.errors import InputError, check_name
 from kdnb.generators.diffusion import DiffusionPrior
+from kdnb.generators.reusable import Reuse
 from kdnb.losses import kd_loss
 from kdnb.losses.disagreement import class_activation_loss, disagreement_l1_loss, element_mean_kl
 from kdnb.models import identity
@@ -56,6 +57,8 @@ def distil_by(
     *,
     source: Source | None = None,
     embeddings: Tensor | None = None,
+    reuse: Reuse | None = None,
+    made: Callable[[Any], object] | None = None,
     seed: int = 0,
     folder: Path | None = None,
     log: Callable[..., None] | None = None,
@@ -70,16 +73,15 @@ def distil_by(
         chosen: default `setting(name, data)`.
         source: images that need no training, instead of a method's.
         embeddings: (K, D) of the class names, NAYER only; without them fixed random vectors are used.
+        reuse: a generator of two branches, new or with parts of an earlier one; for the methods of `REUSABLE_METHODS`.
+        made: told of the synthesiser before the work starts.
         seed: of the generator and of every draw.
         folder, log, description: of `distil_from_synthesizer`.
     Raises:
         InputError: unknown method, impossible sizes, a teacher without batch norm where its statistics are needed or without features
-            where those are, embeddings for another method than NAYER.
+            where those are, embeddings for another method than NAYER, reuse for one without a generator.
     """
-    supplied = "pool" if source is not None else method(name).supply
     chosen = chosen or setting(name, data)
-    if embeddings is not None and name != "nayer":
-        raise InputError(f"class embeddings are for nayer, {name} has no use for them")
     device, config = data.test.device, chosen.student
     teacher.to(device).eval()
     student.to(device)
@@ -88,17 +90,14 @@ def distil_by(
         require_features(student, "SpaceshipNet")
     seed_everything(seed)
     shape = (data.channels, data.image_size, data.image_size)
-    if source is not None:
-        synthesizer = SourceSynthesizer(source, data.num_classes, chosen.synthesis, device)
-    else:
-        problem = Problem(teacher, student, shape, data.num_classes, data.spec.mean, data.spec.std)
-        given = () if embeddings is None else (embeddings.to(device),)
-        synthesizer = method(name).build(problem, chosen.synthesis, *given)
+    synthesizer = synthesizer_for(name, teacher, student, data, chosen, source, embeddings, reuse)
     supply: Supply = (
         PoolSupply(config.pool_size, shape, device, config.crop_padding, config.flip, folder)
-        if supplied == "pool"
+        if source is not None or method(name).supply == "pool"
         else FreshSupply(synthesizer, config.crop_padding, config.flip)
     )
+    if made is not None:
+        made(synthesizer)
     return distil_from_synthesizer(
         teacher,
         student,
@@ -112,6 +111,33 @@ def distil_by(
         log=log,
         description=description or f"{name}, seed {seed}",
     )
+
+
+def synthesizer_for(
+    name: str,
+    teacher: nn.Module,
+    student: nn.Module,
+    data: Dataset,
+    chosen: Setting,
+    source: Source | None = None,
+    embeddings: Tensor | None = None,
+    reuse: Reuse | None = None,
+):
+    """The synthesiser of a method with new networks, drawn from torch's global state; arguments as in `distil_by`."""
+    if source is not None:
+        return SourceSynthesizer(source, data.num_classes, chosen.synthesis, data.test.device)
+    given: dict[str, Any] = {}
+    if embeddings is not None:
+        if name != "nayer":
+            raise InputError(f"class embeddings are for nayer, {name} has no use for them")
+        given["embeddings"] = embeddings.to(data.test.device)
+    if reuse is not None:
+        if name not in REUSABLE_METHODS:
+            raise InputError(f"{name} has no generator to reuse; those that have are {', '.join(REUSABLE_METHODS)}")
+        given["reuse"] = reuse
+    shape = (data.channels, data.image_size, data.image_size)
+    problem = Problem(teacher, student, shape, data.num_classes, data.spec.mean, data.spec.std)
+    return method(name).build(problem, chosen.synthesis, **given)
 
 
 def student_loss(
@@ -138,13 +164,14 @@ def student_loss(
 
 class Run(NamedTuple):
     """A student in eval mode; `history` of the loop; the newest `images` and `labels` (those asked for) it was taught with; `seconds` by
-    phase."""
+    phase; with `reuse` the state of the `generator` after the last round."""
 
     student: nn.Module
     history: list[dict]
     images: Tensor
     labels: Tensor
     seconds: dict[str, float]
+    generator: dict[str, Tensor] | None = None
 
     @property
     def top1(self) -> float:
@@ -161,6 +188,7 @@ def datafree_run(
     diffusion: Diffusion | None = None,
     chosen: Setting | None = None,
     embeddings: Tensor | None = None,
+    reuse: Reuse | None = None,
     seed: int = 0,
 ) -> Run:
     """A student of the named method, or the identical one from the cache; a killed run is continued.
@@ -168,7 +196,7 @@ def datafree_run(
     Args:
         name: one of `choices.SYNTHESIZERS`.
         student: architecture; its first weights depend on the seed alone. teacher_name: the teacher's, for constants that depend on it.
-        diffusion: for the sources that need a prior. chosen, embeddings: of `distil_by`; AEAHL-RG takes neither.
+        diffusion: for the sources that need a prior. chosen, embeddings, reuse: of `distil_by`; AEAHL-RG takes none of them.
     Raises:
         InputError: unknown method, a diffusion source without a prior, and what `distil_by` refuses.
     """
@@ -177,11 +205,55 @@ def datafree_run(
         raise InputError(f"{name} draws from a diffusion prior; give one")
     what = f"{name}, seed {seed}"
     if name == "aeahl_rg":
-        config = generator_config(data, teacher=teacher_name, hard_loss="aea", **AEAHL_RG.get(data.name, {}))
+        changes: dict[str, Any] = {"hard_loss": "aea"} | AEAHL_RG.get(data.name, {})
+        config = generator_config(data, teacher=teacher_name, **changes)
         task = generator_task(data, teacher, student, config, seed=seed, description=what)
         return Run(task.student, task.history, task.images[-KEPT:], task.labels[-KEPT:], task.seconds)
     chosen = chosen or setting(name, data, teacher_name)
     net = fresh(student, data, seed)
+    key = _made_from(name, data, teacher, student, chosen, diffusion, embeddings, reuse, seed)
+
+    def make(progress_folder: Path) -> dict:
+        synthesizers: list[Any] = []
+        with _source(name, data, teacher.model, diffusion) as source:
+            found = distil_by(
+                name,
+                teacher.model,
+                net,
+                data,
+                chosen,
+                source=source,
+                embeddings=embeddings,
+                reuse=reuse,
+                made=synthesizers.append,
+                seed=seed,
+                folder=progress_folder,
+                description=what,
+            )
+        shutil.rmtree(progress_folder / "pool", ignore_errors=True)
+        kept = {"images": found.images[-KEPT:], "labels": found.labels[-KEPT:]}
+        kept |= {"generator": synthesizers[0].generator.state_dict()} if reuse else {}
+        return {"student": net.state_dict(), "history": found.history, "seconds": found.seconds} | kept
+
+    state = artifact("datafree", key, make)
+    net.load_state_dict(state["student"])
+    device = data.test.device
+    moved = {name: state[name].to(device) for name in ("images", "labels")}
+    return Run(**state | moved | {"student": net.eval()})
+
+
+def _made_from(
+    name: str,
+    data: Dataset,
+    teacher: Trained,
+    student: str,
+    chosen: Setting,
+    diffusion: Diffusion | None,
+    embeddings: Tensor | None,
+    reuse: Reuse | None,
+    seed: int,
+) -> dict:
+    """What a run depends on, and nothing else."""
     key = {
         "method": name,
         "dataset": data.name,
@@ -192,37 +264,14 @@ def datafree_run(
         "synthesis": dataclasses.asdict(chosen.synthesis),
         "schedule": dataclasses.asdict(chosen.student),
         "embeddings": None if embeddings is None else state_hash({"": embeddings}),
-        "diffusion": _identity(diffusion) if diffusion and name in DIFFUSION_SOURCES else None,
+        "diffusion": None,
         "test": data.hashes["test"],
     }
-
-    def make(progress_folder: Path) -> dict:
-        with _source(name, data, teacher.model, diffusion) as source:
-            found = distil_by(
-                name,
-                teacher.model,
-                net,
-                data,
-                chosen,
-                source=source,
-                embeddings=embeddings,
-                seed=seed,
-                folder=progress_folder,
-                description=what,
-            )
-        shutil.rmtree(progress_folder / "pool", ignore_errors=True)
-        kept = {"images": found.images[-KEPT:], "labels": found.labels[-KEPT:]}
-        return {"student": net.state_dict(), "history": found.history, "seconds": found.seconds} | kept
-
-    state = artifact("datafree", key, make)
-    net.load_state_dict(state["student"])
-    device = data.test.device
-    moved = {name: state[name].to(device) for name in ("images", "labels")}
-    return Run(**state | moved | {"student": net.eval()})
-
-
-def _identity(diffusion: Diffusion) -> dict:
-    return diffusion._asdict() | {"prior": state_hash(diffusion.prior.model.state_dict())}
+    if diffusion is not None and name in DIFFUSION_SOURCES:
+        key["diffusion"] = diffusion._asdict() | {"prior": state_hash(diffusion.prior.model.state_dict())}
+    if reuse is not None:
+        key["reuse"] = {"mode": reuse.mode, "parts": reuse.parts and [state_hash(part) for part in reuse.parts]}
+    return key
 
 
 def _source(

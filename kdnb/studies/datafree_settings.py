@@ -118,7 +118,7 @@ def _own(name: str, student: StudentConfig, **synthesis) -> Setting:
 
 
 _DIGITS = {
-    "dafl": _own("dafl", _FEW, **_SMALL, num_steps=3, lr=4e-3, act_weight=0.1),
+    "dafl": _own("dafl", _FEW, **_SMALL | {"width": 32}, num_steps=5, lr=1e-2, act_weight=0.1),
     "zskt": _own("zskt", replace(_FEW, temperature=4.0), **_SMALL, lr=4e-3),
     "dfad": _own("dfad", replace(_FEW, loss="l1"), **_SMALL, lr=4e-3),
     "dfq": _own("dfq", _FEW, **_SMALL | {"width": 32}, num_steps=5, lr=1e-2),

@@ -150,17 +150,16 @@ def distil_from_generator(
     attacker = _attacker(generator.channels, teacher, config) if config.hard_loss == "aea" else None
     shape = (generator.channels, generator.image_size, generator.image_size)
     supply = PoolSupply(config.pool_size, shape, device, config.crop_padding, config.flip, folder)
-    cropped = CroppedSynthesizer(
-        synthesizer,
-        config.crop_padding,
-        config.flip,
-        crop_rng=lambda call: generator_for(seed, "synthesis crops", call, device=device),
-        on_step=attacker.step if attacker else None,
-    )
     found = distil_from_synthesizer(
         teacher,
         student,
-        cropped,
+        CroppedSynthesizer(
+            synthesizer,
+            config.crop_padding,
+            config.flip,
+            crop_rng=lambda call: generator_for(seed, "synthesis crops", call, device=device),
+            on_step=attacker.step if attacker else None,
+        ),
         supply,
         partial(_loss, teacher, student, supply, attacker, config),
         test,

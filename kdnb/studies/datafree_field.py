@@ -13,7 +13,8 @@ from kdnb.randomness import generator_for
 from kdnb.rehearsal import cut
 from kdnb.samplers.field import METHODS
 from kdnb.samplers.inversion import require_batch_norm
-from kdnb.studies.datafree_run import NO_CLASS_ASKED, Diffusion, Run, datafree_run
+from kdnb.studies.datafree_run import NO_CLASS_ASKED, Run, datafree_run
+from kdnb.studies.datafree_sources import Diffusion
 from kdnb.studies.teacher_behaviour import describe, titles, verdicts
 from kdnb.training.evaluation import predict_logits
 from kdnb.training.teachers import Trained, classifier, teacher_for

@@ -3,7 +3,6 @@
 import dataclasses
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +14,6 @@ from kdnb.choices import DIFFUSION_SOURCES, REUSABLE_METHODS, SYNTHESIZERS
 from kdnb.data.splits import Split
 from kdnb.data.tensors import Dataset
 from kdnb.errors import InputError, check_name
-from kdnb.generators.diffusion import DiffusionPrior
 from kdnb.generators.reusable import Reuse
 from kdnb.losses import kd_loss
 from kdnb.losses.disagreement import class_activation_loss, disagreement_l1_loss, element_mean_kl
@@ -29,23 +27,14 @@ from kdnb.storage.cache import artifact
 from kdnb.storage.checkpoints import state_hash
 from kdnb.studies.datafree_loop import GeneratorResult, distil_from_synthesizer
 from kdnb.studies.datafree_settings import AEAHL_RG, Setting, StudentConfig, setting
-from kdnb.studies.fast_ad import Source, diffusion_source, noise_source
-from kdnb.studies.guidance import guidance_rules
+from kdnb.studies.datafree_sources import Diffusion, source_of
+from kdnb.studies.fast_ad import Source
 from kdnb.studies.reusable_generator import generator_config, generator_task
 from kdnb.training.teachers import Trained, fresh
 
 KEPT = 512  # images of a run that stay with it, the newest
 NO_CLASS_ASKED = ("dafl", "zskt", "dfad", "dfq", "noise")
 """Those whose labels are the teacher's own answers, or nothing."""
-
-
-class Diffusion(NamedTuple):
-    """A prior and how it is sampled: `solver`, `num_steps`; `eta`: step share of the guidance, of all rules."""
-
-    prior: DiffusionPrior
-    solver: str = "dpmsolver++"
-    num_steps: int = 10
-    eta: float = 1.0
 
 
 def distil_by(
@@ -215,7 +204,7 @@ def datafree_run(
 
     def make(progress_folder: Path) -> dict:
         synthesizers: list[Any] = []
-        with _source(name, data, teacher.model, diffusion) as source:
+        with source_of(name, data, teacher.model, diffusion) as source:
             found = distil_by(
                 name,
                 teacher.model,
@@ -268,29 +257,16 @@ def _made_from(
         "test": data.hashes["test"],
     }
     if diffusion is not None and name in DIFFUSION_SOURCES:
-        key["diffusion"] = diffusion._asdict() | {"prior": state_hash(diffusion.prior.model.state_dict())}
+        rule = diffusion.rules[name]
+        key["diffusion"] = {
+            "prior": state_hash(diffusion.prior.model.state_dict()),
+            "rule": rule and dataclasses.asdict(rule),
+            "solver": diffusion.solver,
+            "num_steps": diffusion.num_steps,
+        }
     if reuse is not None:
         key["reuse"] = {"mode": reuse.mode, "parts": reuse.parts and [state_hash(part) for part in reuse.parts]}
     return key
-
-
-def _source(
-    name: str, data: Dataset, teacher: nn.Module, diffusion: Diffusion | None
-) -> AbstractContextManager[Source | None]:
-    shape = (data.channels, data.image_size, data.image_size)
-    if name == "noise":
-        return nullcontext(noise_source(shape))
-    if name not in DIFFUSION_SOURCES or diffusion is None:
-        return nullcontext()
-    rules = {key.lower(): rule for key, rule in guidance_rules(diffusion.eta).items()}
-    return diffusion_source(
-        diffusion.prior,
-        shape,
-        teacher=teacher,
-        guidance=rules[name],
-        solver=diffusion.solver,
-        num_steps=diffusion.num_steps,
-    )
 
 
 def images_by(

@@ -14,9 +14,9 @@ from kdnb.samplers.source import SourceConfig, SourceSynthesizer
 from kdnb.studies import datafree_field as field
 from kdnb.studies import datafree_run
 from kdnb.studies.datafree_loop import Meter
-from kdnb.studies.datafree_run import Diffusion
 from kdnb.studies.datafree_run import datafree_run as run_of
 from kdnb.studies.datafree_settings import SETTINGS, setting
+from kdnb.studies.datafree_sources import diffusion_with
 from kdnb.training.teachers import Trained
 from tests.samplers.nets import bare, classifier
 from tests.studies.test_datafree_field import data, run, tiny
@@ -118,9 +118,9 @@ def test_a_second_run_is_read_and_other_settings_are_another_run(cached, monkeyp
 
 @pytest.mark.parametrize("name", ["noise", *DIFFUSION_SOURCES])
 def test_what_needs_no_training_is_one_more_supply(cached, name):
-    prior = FloatPrior()
+    prior, how = FloatPrior(), {"rule": "joint", "guidance": "eta:0.3", "solver": "ddim", "num_steps": 2}
     prior.model = nn.Linear(1, 1)  # what its identity is made of
-    made = cached(name, diffusion=Diffusion(prior, "ddim", 2))
+    made = cached(name, diffusion=diffusion_with(prior, how))
     assert made.images.shape[1:] == (1, 8, 8) and made.images.abs().max() <= 1 and 0 <= made.top1 <= 1
     asks = [row["teacher_images"] for row in made.history]
     student = 2 * 6 * len(asks)

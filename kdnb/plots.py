@@ -389,6 +389,9 @@ def cost_panels(
         axis.step(x, y, where="post", color="0.2", linestyle="--", linewidth=1.3, label="Pareto front")
         _levels(axis, reference)
         axis.set(xlabel=xlabel, xscale="log", xlim=(None, x[-1]))
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axis.xaxis.set_minor_locator(NullLocator())
     axes[0][0].set_ylabel(ylabel)
     axes[0][-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure

@@ -24,3 +24,20 @@ GENERATOR_MODES = ("anew", "reuse_common", "reuse_finetune", "reuse_fix")
 BRANCH_RULES = ("gan1", "gan2", "less_active", "more_active")
 META_UPDATES = ("fomaml", "reptile")
 HARD_LOSSES = ("none", "no_aea", "aea")
+
+# data-free distillation
+DATAFREE_METHODS = (
+    "dafl",
+    "zskt",
+    "dfad",
+    "dfq",
+    "deepinversion",
+    "adaptive_deepinversion",
+    "cmi",
+    "fast",
+    "nayer",
+    "spaceshipnet",
+)  # kdnb.samplers.field
+REUSABLE_METHODS = ("dafl", "zskt", "dfad", "dfq", "cmi")  # their generator can be one of two branches, as AEAHL-RG's
+DIFFUSION_SOURCES = ("unguided", "cadr", "constant", "separate")  # Fast-AD's, by the rule of their guidance
+SYNTHESIZERS = (*DATAFREE_METHODS, "aeahl_rg", *DIFFUSION_SOURCES, "noise")

@@ -145,21 +145,21 @@ def _methods(help: str) -> Parameter:
     return Parameter("list[str]", kind, "a list of methods, as in ['kd', 'dkd beta:2 warmup:0']", help)
 
 
-def _different(known: Callable[[str], str], allowed: str, help: str) -> Parameter:
-    """A list of one name or several different ones, each of them known."""
+def _different(known: Callable[[str], str], allowed: str, help: str, least: int = 1) -> Parameter:
+    """A list of `least` or more different names, each of them known."""
 
     def different(values: list[str]) -> list[str]:
         if len(set(values)) != len(values):
             raise ValueError("twice")
         return [known(value) for value in values]
 
-    kind = Annotated[list[str], Field(min_length=1, max_length=100), AfterValidator(different)]
+    kind = Annotated[list[str], Field(min_length=least, max_length=100), AfterValidator(different)]
     return Parameter("list[str]", kind, f"a list of different names {allowed}", help)
 
 
-def _choices(kind: str, names: Iterable[str], help: str) -> Parameter:
+def _choices(kind: str, names: Iterable[str], help: str, least: int = 1) -> Parameter:
     names = list(names)
-    return _different(lambda value: check_name(kind, value, names), f"out of {', '.join(names)}", help)
+    return _different(lambda value: check_name(kind, value, names), f"out of {', '.join(names)}", help, least)
 
 
 def _models(help: str) -> Parameter:
@@ -397,6 +397,18 @@ PARAMETERS: dict[str, Parameter] = {
         "branch rule", choices.BRANCH_RULES, "rules, by which a branch of the generator is chosen for reuse, to compare"
     ),
     "reuse_path": _path("generator of an earlier run, checkpoints/generator.safetensors there, that is reused"),
+    "synthesizers": _choices(
+        "data-free method", choices.SYNTHESIZERS, "data-free methods to compare, empty for all", least=0
+    ),
+    "reuse_with": _choices(
+        "data-free method with a generator to reuse",
+        choices.REUSABLE_METHODS,
+        "data-free methods whose generator is reused for the next teacher",
+        least=0,
+    ),
+    "other_synthesizers": _choices(
+        "data-free method", choices.DATAFREE_METHODS, "further data-free methods whose images are taken", least=0
+    ),
     "synthetic": _flag("whether images of a data-free generator are looked at as well"),
     "loop": _group("loop", LOOP, "more constants of the loop: latent, width of the generator, ..."),
     "lr_generator": _real(0, 100, "learning rate of the generator's inner steps", above=True),
@@ -514,7 +526,9 @@ def _streamed(values: Mapping) -> str | None:
 
 
 def _image_size(values: Mapping) -> str | None:
-    makes_images = {"modes", "prior_steps", "attack_steps"} & set(values)  # a generator, a prior, or both
+    makes_images = {"modes", "prior_steps", "attack_steps", "synthesizers"} & set(
+        values
+    )  # a generator, a prior, or both
     if makes_images and values.get("image_size", 4) % 4:
         return (
             f"image_size must be a multiple of 4, because images are made in two doublings, got {values['image_size']}"
@@ -609,7 +623,8 @@ def _checkpoints(values: Mapping) -> str | None:
 
 
 def _public_images(values: Mapping) -> str | None:
-    own_prior = "prior_steps" in values and not values.get("prior_folder")
+    drawn = set(values.get("synthesizers") or choices.DIFFUSION_SOURCES) & set(choices.DIFFUSION_SOURCES)
+    own_prior = "prior_steps" in values and drawn and not values.get("prior_folder")
     if own_prior and values.get("teacher_split") == "train" and not values.get("teacher_checkpoints"):
         return (
             "teacher_split must be private where the prior is trained here, on public images that the teacher must not have "

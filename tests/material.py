@@ -18,7 +18,8 @@ from kdnb.methods import build as build_method
 from kdnb.models import build
 from kdnb.models.base import Features
 from kdnb.storage.files import write_record
-from kdnb.studies.datafree_field import SETTINGS, Setting
+from kdnb.studies.datafree_run import distil_by
+from kdnb.studies.datafree_settings import SETTINGS, Setting
 from kdnb.studies.fast_ad import OnlineConfig
 from kdnb.studies.generator_loop import GeneratorConfig, distil_from_generator
 from kdnb.studies.label_store import StoreConfig
@@ -89,7 +90,7 @@ def same_weights(a: nn.Module, b: nn.Module) -> bool:
 
 
 def without_times(history: list[dict]) -> list[dict]:
-    return [{name: value for name, value in row.items() if name != "elapsed"} for row in history]
+    return [{name: value for name, value in row.items() if name not in ("elapsed", "cpu")} for row in history]
 
 
 def method_loss(name: str, logits_s: Tensor, logits_t: Tensor | None, labels: Tensor, **hyper) -> Tensor:
@@ -282,6 +283,14 @@ def smallest_setting(name: str, **student) -> Setting:
         "lr": 0.02,
     }
     return Setting(replace(synthesis, **sizes), replace(config, **shorter | student))
+
+
+def run_field_method(name: str, chosen: Setting | None = None, **arguments):
+    """One method in its smallest form: the student and what `distil_by` returns."""
+    student = classifier(0)
+    teacher = arguments.pop("teacher", None) or classifier(9).eval()
+    found = distil_by(name, teacher, student, three_classes(), chosen or smallest_setting(name), seed=5, **arguments)
+    return student, found
 
 
 # --- stored labels -----------------------------------------------------------------------------------------------------------

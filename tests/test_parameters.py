@@ -407,6 +407,13 @@ def test_settings_of_a_group_are_fields_of_what_they_are_for():
             "one file for each of the 2 teachers, got 1",
         ),
         ({"prior_steps": 5, "prior_folder": "", "teacher_split": "train"}, "teacher_split must be private"),
+        (
+            {"prior_steps": 5, "prior_folder": "", "teacher_split": "train", "synthesizers": ["cadr"]},
+            "teacher_split must be private",
+        ),
+        ({"image_size": 30, "synthesizers": ["cmi"]}, "image_size must be a multiple of 4"),
+        ({"synthesizers": ["cmi", "dalf"]}, "did you mean 'dafl'"),
+        ({"reuse_with": ["nayer"]}, "Allowed: dafl, zskt, dfad, dfq, cmi"),
         ({"crop_low": 0.9, "crop_high": 0.5}, "crop_low must be at most crop_high"),
         ({"student_epochs": 7, "num_draw": 2}, "student_epochs must be a multiple of num_draw"),
         ({"batch_size": 7, "num_draw": 2}, "batch_size must be a multiple of num_draw"),
@@ -439,6 +446,8 @@ def test_what_would_fail_in_the_middle_of_a_run_is_refused_before_it(values, wor
         {"dataset": "cifar10", "next_dataset": "tiny_imagenet"},
         {"dataset": "digits", "next_dataset": ""},
         {"prior_steps": 5, "prior_folder": "prior", "teacher_split": "train"},
+        {"prior_steps": 5, "prior_folder": "", "teacher_split": "train", "synthesizers": ["cmi", "noise"]},
+        {"synthesizers": [], "other_synthesizers": [], "reuse_with": []},
         {"teachers": ["resnet8", "vgg8q"], "teacher_checkpoints": []},
     ],
 )

@@ -201,3 +201,17 @@ def test_panels_share_their_vertical_axis_and_one_legend():
     left, right = figure.axes
     assert [axis.get_title() for axis in figure.axes] == ["left", "right"] and left.get_ylim() == right.get_ylim()
     assert left.get_legend() is None and [text.get_text() for text in right.get_legend().get_texts()] == ["a"]
+
+
+def test_the_front_is_a_staircase_over_curves_that_end_in_a_marker_with_its_spread():
+    curves = {"a": [(1.0, 0.2), (8.0, 0.6)], "b": [(2.0, 0.5)]}
+    front = [(1.0, 0.2, "a"), (2.0, 0.5, "b"), (8.0, 0.6, "a")]
+    figure = plots.cost_panels({"seconds": (curves, front)}, "top-1", spread={"a": 0.05}, reference={"teacher": 0.9})
+    (axis,) = figure.axes
+    labels = axis.get_legend_handles_labels()[1]
+    assert axis.get_xscale() == "log" and sorted(labels) == ["Pareto front", "a", "b", "teacher"]
+    stairs = next(line for line in axis.lines if line.get_label() == "Pareto front")
+    assert stairs.get_drawstyle() == "steps-post" and list(stairs.get_ydata()) == [0.2, 0.5, 0.6, 0.6]
+    assert stairs.get_xdata()[-1] >= 8.0
+    bars = [segment for part in axis.collections for segment in part.get_segments()]
+    assert [tuple(round(float(y), 3) for y in segment[:, 1]) for segment in bars] == [(0.55, 0.65)]

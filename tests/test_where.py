@@ -25,4 +25,5 @@ def test_no_system_is_missing():
         "AEAHL-RG",
         "reading list",
         "own models and data",
+        "data-free field",
     }

@@ -5,6 +5,7 @@ What a first task has learned (one branch and the decoder) is carried to the nex
 """
 
 import copy
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -110,17 +111,38 @@ def prepare(
         ) from None
 
 
-def parameter_groups(generator: ReusableGenerator, mode: str, lr: float) -> list[dict]:
+class Reuse(NamedTuple):
+    """How a method gets its generator of two branches: a `mode` of `MODES`, and for the reuse modes the `parts` of `export_parts`."""
+
+    mode: str = "anew"
+    parts: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None
+
+    def generator(self, image_size: int, channels: int, latent_dim: int, width: int) -> ReusableGenerator:
+        """A new one in the initial state of the mode, drawn from torch's global state."""
+        made = ReusableGenerator(image_size, channels, latent_dim, width)
+        self.load(made)
+        return made
+
+    def load(self, generator: ReusableGenerator) -> None:
+        """Give a generator with fresh weights the initial state of the mode, see `prepare`."""
+        prepare(generator, self.mode, *(self.parts or ()))
+
+
+def parameter_groups(generator: nn.Module, mode: str, lr: float) -> list[dict]:
     """Optimiser groups of a mode: g1 at `lr`, g2 and d at `lr` (anew, reuse_common), 0.1 `lr` (reuse_finetune) or not at all (reuse_fix).
 
     Args:
-        generator: the meta generator or a fast copy of it.
+        generator: the meta generator or a fast copy of it; one without branches learns as a whole, in mode `anew` alone.
         mode: one of `MODES`.
         lr: learning rate of the first branch.
     Raises:
-        InputError: unknown mode.
+        InputError: unknown mode, or another than `anew` for a generator without branches.
     """
     check_name("generator mode", mode, MODES)
+    if not isinstance(generator, ReusableGenerator):
+        if mode != "anew":
+            raise InputError(f"mode {mode!r} needs a ReusableGenerator, got {type(generator).__name__}")
+        return [{"params": list(generator.parameters()), "lr": lr}]
     first, rest = MODES[mode]
     groups = [{"params": list(generator.gan1.parameters()), "lr": first * lr}]
     if rest:

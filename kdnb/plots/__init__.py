@@ -5,7 +5,7 @@ units, error bars say what they are. Style is set while a function draws and lef
 """
 
 from kdnb.plots.comparisons import bars, grouped_bars, seed_dots, sensitivity
-from kdnb.plots.curves import band_panels, bands, lines, training_curves
+from kdnb.plots.curves import band_panels, bands, cost_panels, lines, training_curves
 from kdnb.plots.images import REGION_KINDS, VERDICTS, image_grid, labelled_rows, region_maps
 from kdnb.plots.predictions import calibration, class_maps, confusion, heatmaps, logit_statistics, scatter
 from kdnb.plots.style import COLOURS, NAMES
@@ -21,6 +21,7 @@ __all__ = [
     "calibration",
     "class_maps",
     "confusion",
+    "cost_panels",
     "grouped_bars",
     "heatmaps",
     "image_grid",

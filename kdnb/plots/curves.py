@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
+from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
 from kdnb.plots.style import curve, legend, levels, series_look, styled, ticks
 
@@ -108,4 +109,40 @@ def band_panels(
         ticks(axis, log)
     axes[0][0].set_ylabel(ylabel)
     axes[0][-1].legend(title=f"mean and {band}", loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+@styled
+def cost_panels(
+    panels: Mapping[str, tuple[Mapping[str, Sequence[tuple[float, float]]], Sequence[tuple[float, ...]]]],
+    ylabel: str,
+    *,
+    spread: Mapping[str, float] | None = None,
+    reference: Mapping[str, float] | None = None,
+    size: tuple[float, float] = (4.4, 3.8),
+):
+    """What was reached against what it cost, on a logarithmic axis: a thin curve a method, a marker at its end, the best as a staircase.
+
+    Args:
+        panels: by what the cost is, `(curves, front)`: points (cost, value) by name, and those that nothing cheaper beats, by rising cost.
+        spread: half the length of the error bar at the end of a curve, by name. reference: horizontal lines by name. size: of a panel.
+    """
+    figure, axes = plt.subplots(1, len(panels), figsize=(size[0] * len(panels), size[1]), sharey=True, squeeze=False)
+    for axis, (xlabel, (curves, front)) in zip(axes[0], panels.items(), strict=True):
+        for index, (name, points) in enumerate(curves.items()):
+            look = series_look(index) | {"linestyle": "-"}
+            x, y = zip(*points, strict=True)
+            axis.plot(x, y, color=look["color"], linewidth=0.8, alpha=0.4)
+            error = (spread or {}).get(name)
+            axis.errorbar(x[-1], y[-1], yerr=error, label=name, markersize=6, elinewidth=1, capsize=2, **look)
+        steps = [(point[0], point[1]) for point in front]
+        x, y = zip(*steps, (axis.get_xlim()[1], steps[-1][1]), strict=True)
+        axis.step(x, y, where="post", color="0.2", linestyle="--", linewidth=1.3, label="Pareto front")
+        levels(axis, reference)
+        axis.set(xlabel=xlabel, xscale="log", xlim=(None, x[-1]))
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axis.xaxis.set_minor_locator(NullLocator())
+    axes[0][0].set_ylabel(ylabel)
+    axes[0][-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure

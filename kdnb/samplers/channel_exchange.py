@@ -16,6 +16,7 @@ from kdnb.generators.latent import LatentGenerator, draw_latents
 from kdnb.losses.datafree import batch_norm_loss, one_hot_loss
 from kdnb.models.frozen import frozen
 from kdnb.models.probes import BatchNormProbe
+from kdnb.rehearsal import cut
 from kdnb.samplers.inversion import (
     Cheapest,
     Problem,
@@ -120,7 +121,7 @@ class ExchangeSynthesizer:
         self.generator.train()
         cheapest, history = Cheapest(), []
         with frozen(self.teacher), BatchNormProbe(self.teacher) as probe:
-            for _ in range(config.num_steps):
+            for _ in cut(range(config.num_steps), "generator step"):
                 *maps, images = self._maps(z)
                 logits_t = self.teacher(see(images))
                 statistics = probe.means, probe.variances, probe.running_means, probe.running_variances

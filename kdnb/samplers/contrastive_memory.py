@@ -16,10 +16,12 @@ from kdnb.data.augmentation import augment
 from kdnb.data.crops import random_boxes, replay_crops
 from kdnb.errors import InputError
 from kdnb.generators.latent import LatentGenerator, draw_latents, reset_weights
+from kdnb.generators.reusable import Reuse, parameter_groups
 from kdnb.losses.contrastive import ProjectionHead, contrastive_inversion_loss, instance_features
 from kdnb.losses.datafree import adversarial_loss, batch_norm_loss, one_hot_loss
 from kdnb.models.frozen import frozen
 from kdnb.models.probes import BatchNormProbe
+from kdnb.rehearsal import cut
 from kdnb.samplers.inversion import (
     Cheapest,
     Problem,
@@ -141,6 +143,7 @@ class MemorySynthesizer:
         num_classes: K. config: constants.
         views: images -> (global view, local view) in place of random crops.
         head: the projection head; default a new `ProjectionHead`, drawn from torch's global state.
+        reuse: for a `ReusableGenerator`: what each batch starts from in place of random weights, and which parts learn and how fast.
     Raises:
         InputError: a teacher without batch norm, sizes below 1.
 
@@ -156,10 +159,11 @@ class MemorySynthesizer:
         config: MemoryConfig,
         views: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
         head: nn.Module | None = None,
+        reuse: Reuse | None = None,
     ):
         require_batch_norm(teacher, "CMI")
         self.generator, self.teacher, self.student = generator, teacher, student
-        self.num_classes, self.config, self.views = num_classes, config, views
+        self.num_classes, self.config, self.views, self.reuse = num_classes, config, views, reuse
         like = next(generator.parameters())
         with BatchNormProbe(teacher) as probe:
             width = sum(layer.num_features for layer in probe.layers)
@@ -173,6 +177,8 @@ class MemorySynthesizer:
     def __call__(self, rng: torch.Generator | None = None) -> Synthesis:
         like = next(self.generator.parameters())
         reset_weights(self.generator, rng)
+        if self.reuse is not None:
+            self.reuse.load(self.generator)
         labels = draw_classes(self.config.batch_size, self.num_classes, rng, like.device)
         z = draw_latents(len(labels), self.generator.latent_dim, rng, like.device).to(like.dtype)
         return self.invert(labels, z, rng)
@@ -181,11 +187,12 @@ class MemorySynthesizer:
         """The call without its reset and draws: (B,) wanted classes and (B, nz) start latents."""
         config, views = self.config, self.views or partial(self._crops, rng=rng)
         z = z.detach().clone().requires_grad_()
-        optimizer = torch.optim.Adam([*self.generator.parameters(), z], config.lr, betas=(0.5, 0.999))
+        groups = parameter_groups(self.generator, self.reuse.mode if self.reuse else "anew", config.lr)
+        optimizer = torch.optim.Adam([*groups, {"params": [z]}], config.lr, betas=(0.5, 0.999))
         self.generator.train()
         cheapest, history = Cheapest(), []
         with frozen(self.teacher, self.student), BatchNormProbe(self.teacher, keep_inputs=True) as probe:
-            for _ in range(config.num_steps):
+            for _ in cut(range(config.num_steps), "generator step"):
                 images = self.generator(z)
                 losses, features = self._losses(*views(images), labels, probe, rng)
                 cheapest.offer(losses["total"], images, features)
@@ -251,8 +258,9 @@ class MemorySynthesizer:
             getattr(self, name).load_state_dict(state[name])
 
 
-def build(problem: Problem, config: MemoryConfig) -> MemorySynthesizer:
-    """With a new generator and head, drawn from torch's global state."""
+def build(problem: Problem, config: MemoryConfig, reuse: Reuse | None = None) -> MemorySynthesizer:
+    """With a new generator and head, drawn from torch's global state; with `reuse` a generator of two branches."""
     channels, size = problem.image_shape[:2]
-    generator = LatentGenerator(size, channels, config.latent_dim, config.width).to(problem.device)
-    return MemorySynthesizer(generator, problem.teacher, problem.student, problem.num_classes, config)
+    make = LatentGenerator if reuse is None else reuse.generator
+    generator = make(size, channels, config.latent_dim, config.width).to(problem.device)
+    return MemorySynthesizer(generator, problem.teacher, problem.student, problem.num_classes, config, reuse=reuse)

@@ -22,6 +22,7 @@ from kdnb.losses.datafree import batch_norm_loss, one_hot_loss, total_variation_
 from kdnb.losses.pixel_priors import adaptive_loss, clip_pixels, l2_prior
 from kdnb.models.frozen import frozen
 from kdnb.models.probes import BatchNormProbe
+from kdnb.rehearsal import cut
 from kdnb.samplers.inversion import (
     Cheapest,
     Problem,
@@ -206,7 +207,8 @@ class PixelSynthesizer:
         optimizer = torch.optim.Adam([x], betas=self.config.betas)
         cheapest, history = Cheapest(), []
         with frozen(self.teacher, self.student), BatchNormProbe(self.teacher) as probe:
-            for step, (rate, shift, flip) in enumerate(zip(rates, shifts, flips, strict=True)):
+            looks = list(enumerate(zip(rates, shifts, flips, strict=True)))
+            for step, (rate, shift, flip) in cut(looks, "pixel step"):
                 if self.config.clip and step:
                     with torch.no_grad():
                         x.copy_(clip_pixels(x, self.mean, self.std))

@@ -10,7 +10,7 @@ from torch import Tensor
 from kdnb.data.augmentation import augment
 from kdnb.generators.latent import LatentGenerator
 from kdnb.samplers.inversion import Problem, require_batch_norm
-from kdnb.samplers.synthesizer import Synthesis, Synthesizer
+from kdnb.samplers.synthesizer import MetaConfig, Synthesis, Synthesizer
 
 
 class CroppedSynthesizer:
@@ -47,32 +47,17 @@ class CroppedSynthesizer:
 
 
 @dataclass(frozen=True)
-class FastConfig:
-    """Constants of the method on CIFAR with ten steps, see `Synthesizer`.
+class FastConfig(MetaConfig):
+    """Constants of the method on CIFAR with ten steps.
 
     Attributes:
         latent_dim, width: of the generator.
-        batch_size, num_steps: images of a call, and inner steps for them.
-        lr_generator, lr_latent: rates of the generator and of the latents.
-        bn_weight, oh_weight, adv_weight: of the batch-norm, one-hot and adversarial losses.
-        warmup: the call, counted from 1, with which the adversarial loss begins.
-        bn_momentum: of the generator's batch-norm statistics, mixed once a call.
-        meta_update: "fomaml" or "reptile".
-        crop_padding, flip: augmentation of the images.
+        crop_padding, flip: augmentation of what the classifiers see.
+        The others are those of `MetaConfig`.
     """
 
     latent_dim: int = 256
     width: int = 64
-    batch_size: int = 256
-    num_steps: int = 10
-    lr_generator: float = 2e-3
-    lr_latent: float = 1e-2
-    bn_weight: float = 10.0
-    oh_weight: float = 0.5
-    adv_weight: float = 1.33
-    warmup: int = 20
-    bn_momentum: float = 0.9
-    meta_update: str = "fomaml"
     crop_padding: int = 4
     flip: bool = True
 
@@ -82,10 +67,5 @@ def build(problem: Problem, config: FastConfig) -> CroppedSynthesizer:
     require_batch_norm(problem.teacher, "Fast-Datafree")
     channels, size = problem.image_shape[:2]
     generator = LatentGenerator(size, channels, config.latent_dim, config.width).to(problem.device)
-    settings = {
-        name: value
-        for name, value in vars(config).items()
-        if name not in ("latent_dim", "width", "crop_padding", "flip")
-    }
-    synthesizer = Synthesizer(generator, problem.teacher, problem.student, problem.num_classes, **settings)
+    synthesizer = Synthesizer(generator, problem.teacher, problem.student, problem.num_classes, config)
     return CroppedSynthesizer(synthesizer, config.crop_padding, config.flip)

@@ -17,6 +17,7 @@ from kdnb.generators.noisy import NoisyLayerGenerator, random_embeddings
 from kdnb.losses.datafree import BatchNormMomentum, adversarial_loss, batch_norm_loss, one_hot_loss
 from kdnb.models.frozen import frozen
 from kdnb.models.probes import BatchNormProbe
+from kdnb.rehearsal import cut, rehearsing
 from kdnb.samplers.inversion import Cheapest, Problem, require_batch_norm, require_sizes, stack_losses, weigh
 from kdnb.samplers.synthesizer import Synthesis
 
@@ -114,7 +115,7 @@ class NoisyLayerSynthesizer:
             self.generator.renew(rng)
         num_loops, made = self.num_loops, []
         self.calls += 1
-        for _ in range(num_loops):
+        for _ in cut(range(num_loops), "batch"):
             self.generator.redraw(rng)
             made.append(self.loop(self.draw_labels(rng), rng))
         return Synthesis(
@@ -137,7 +138,7 @@ class NoisyLayerSynthesizer:
         self.generator.train()
         cheapest, history = Cheapest(), []
         with frozen(self.teacher, self.student), BatchNormProbe(self.teacher) as probe:
-            for _ in range(self.config.num_steps):
+            for _ in cut(range(self.config.num_steps), "generator step"):
                 images = self.generator(labels)
                 x = see(images)
                 logits_t = self.teacher(x)
@@ -147,7 +148,7 @@ class NoisyLayerSynthesizer:
                     "bn": batch_norm_loss(*self.momentum.mix(*statistics), *remembered),
                     "oh": one_hot_loss(logits_t, labels),
                 }
-                if self.weights["adv"] and self.calls > self.config.warmup:
+                if self.weights["adv"] and (self.calls > self.config.warmup or rehearsing()):
                     losses["adv"] = adversarial_loss(self.student(x), logits_t)
                 losses = weigh(losses, self.weights)
                 cheapest.offer(losses["total"], images)

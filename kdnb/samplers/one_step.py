@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kdnb.errors import check_name
 from kdnb.generators.latent import LatentGenerator, draw_latents
 from kdnb.generators.normalized import DaflGeneratorReleased, ZsktGeneratorReleased
+from kdnb.generators.reusable import Reuse, parameter_groups
 from kdnb.losses.datafree import activation_loss, batch_norm_loss, class_balance_loss, one_hot_loss
 from kdnb.losses.disagreement import disagreement_l1_loss, disagreement_loss
 from kdnb.models.frozen import frozen
@@ -75,7 +76,7 @@ class OneStepSynthesizer:
         generator: z (B, nz) -> images, with `latent_dim`; trained in place, in training mode during a step.
         teacher, student: classifiers of images in [-1, 1]; frozen and in evaluation mode during a call. DAFL's activation term needs a
             teacher that takes `return_features`.
-        config: weights and constants.
+        config: weights and constants. mode: of a `ReusableGenerator`: which parts learn and how fast.
     Raises:
         InputError: a batch-norm weight with a teacher that has no batch norm, DAFL with one that hands out no features.
 
@@ -83,7 +84,9 @@ class OneStepSynthesizer:
     CVPR-W 2020 (DFQ), all in the form of the CMI benchmark. The authors of ZSKT and DFAD keep the student in training mode here.
     """
 
-    def __init__(self, generator: nn.Module, teacher: nn.Module, student: nn.Module, config: OneStepConfig):
+    def __init__(
+        self, generator: nn.Module, teacher: nn.Module, student: nn.Module, config: OneStepConfig, mode: str = "anew"
+    ):
         if config.bn_weight:
             require_batch_norm(teacher, "DFQ")
         if config.act_weight:
@@ -94,7 +97,7 @@ class OneStepSynthesizer:
             for name in ("bn", "oh", "adv", "balance", "act")
             if (weight := getattr(config, f"{name}_weight"))
         }
-        self.optimizer = torch.optim.Adam(generator.parameters(), config.lr, BETAS)
+        self.optimizer = torch.optim.Adam(parameter_groups(generator, mode, config.lr), betas=BETAS)
 
     def __call__(self, rng: torch.Generator | None = None, z: Tensor | None = None) -> Synthesis:
         """Take the steps. `labels` are the teacher's own; `images` are those of the last step, before its update.
@@ -149,11 +152,15 @@ class OneStepSynthesizer:
         self.optimizer.load_state_dict(state["optimizer"])
 
 
-def build(problem: Problem, config: OneStepConfig) -> OneStepSynthesizer:
-    """With a new generator, drawn from torch's global state."""
+def build(problem: Problem, config: OneStepConfig, reuse: Reuse | None = None) -> OneStepSynthesizer:
+    """With a new generator, drawn from torch's global state; with `reuse` one of two branches."""
     channels, size = problem.image_shape[:2]
-    if config.generator in HEADS:
+    generator: nn.Module
+    if reuse is not None:
+        generator = reuse.generator(size, channels, config.latent_dim, config.width)
+    elif config.generator in HEADS:
         generator = HEADS[config.generator](size, config.latent_dim, config.width, mean=problem.mean, std=problem.std)
     else:
         generator = LatentGenerator(size, channels, config.latent_dim, config.width, config.generator)
-    return OneStepSynthesizer(generator.to(problem.device), problem.teacher, problem.student, config)
+    mode = reuse.mode if reuse else "anew"
+    return OneStepSynthesizer(generator.to(problem.device), problem.teacher, problem.student, config, mode)

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from kdnb.errors import InputError, check_name
 from kdnb.generators.latent import draw_latents, refresh_batch_norm
-from kdnb.generators.reusable import ReusableGenerator, export_parts, parameter_groups
+from kdnb.generators.reusable import export_parts, parameter_groups
 from kdnb.losses.datafree import BatchNormMomentum, adversarial_loss, batch_norm_loss, one_hot_loss
 from kdnb.models.frozen import frozen
 from kdnb.models.probes import BatchNormProbe
@@ -34,6 +35,36 @@ class Synthesis(NamedTuple):
     losses: dict[str, Tensor]
 
 
+@dataclass(frozen=True)
+class MetaConfig:
+    """Constants of `Synthesizer`; the defaults are Fast-Datafree's on CIFAR-10 with ten steps.
+
+    Attributes:
+        batch_size: B. num_steps: inner steps a call (50 for large images).
+        lr_generator, lr_latent: Adam's, in the inner steps.
+        bn_weight, oh_weight, adv_weight: of the equation (released: by teacher; adv 1.0 for VGG-11, 1.1 and oh 0.4 for WRN-40-2).
+        warmup: calls are counted from 1; the adversarial term (and the student's forward pass) starts at this call.
+        bn_momentum: share of earlier batches in the statistics.
+        meta_update: "fomaml" or "reptile".
+    """
+
+    batch_size: int = 256
+    num_steps: int = 10
+    lr_generator: float = 2e-3
+    lr_latent: float = 1e-2
+    bn_weight: float = 10.0
+    oh_weight: float = 0.5
+    adv_weight: float = 1.33
+    warmup: int = 20
+    bn_momentum: float = 0.9
+    meta_update: str = "fomaml"
+
+    def __post_init__(self):
+        check_name("meta update", self.meta_update, META_UPDATES)
+        if min(self.batch_size, self.num_steps) < 1:
+            raise InputError(f"need at least one image and one step, got {self.batch_size} and {self.num_steps}")
+
+
 class Synthesizer:
     """One call = one batch of images and one update of the generator.
 
@@ -47,16 +78,11 @@ class Synthesizer:
         generator: `ReusableGenerator` (any mode) or another latent generator with `latent_dim` (mode `anew`); trained in place.
         teacher, student: classifiers of images in [-1, 1]; frozen and in evaluation mode during a call, restored afterwards.
         num_classes: K, for drawing labels.
+        config: constants.
         mode: one of `generators.reusable.MODES`; says which parts learn and how fast.
-        batch_size: B, 256. num_steps: inner steps, 10 (50 for large images).
-        lr_generator: 2e-3. lr_latent: 1e-2.
-        bn_weight, oh_weight, adv_weight: 10, 0.5, 1.33 (released: by teacher; 1.0 for VGG-11, 1.1 and 0.4 for WRN-40-2).
-        warmup: calls are counted from 1; the adversarial term (and the student's forward pass) starts at this call; 20.
-        bn_momentum: 0.9.
-        meta_update: "fomaml" or "reptile".
         augment: images (-1, 1) -> what the classifiers see, e.g. random crop and flip; default: nothing.
     Raises:
-        InputError: unknown mode or meta update, reuse mode for a generator without branches, sizes below 1.
+        InputError: unknown mode, a reuse mode for a generator without branches, no class.
 
     After a call the generator's batch-norm buffers are those of the fast copy; the released code leaves them untouched, see
     `refresh_batch_norm`. `state_dict` holds all that a call changes: saving it with the random state lets a run go on bit for bit.
@@ -70,32 +96,20 @@ class Synthesizer:
         teacher: nn.Module,
         student: nn.Module,
         num_classes: int,
+        config: MetaConfig = MetaConfig(),
         mode: str = "anew",
-        batch_size: int = 256,
-        num_steps: int = 10,
-        lr_generator: float = 2e-3,
-        lr_latent: float = 1e-2,
-        bn_weight: float = 10.0,
-        oh_weight: float = 0.5,
-        adv_weight: float = 1.33,
-        warmup: int = 20,
-        bn_momentum: float = 0.9,
-        meta_update: str = "fomaml",
         augment: Callable[[Tensor], Tensor] | None = None,
     ):
-        check_name("meta update", meta_update, META_UPDATES)
-        if min(num_classes, batch_size, num_steps) < 1:
-            raise InputError(
-                f"need at least one class, image and step, got {num_classes=}, {batch_size=}, {num_steps=}"
-            )
+        if num_classes < 1:
+            raise InputError(f"need at least one class, got {num_classes}")
         self.generator, self.teacher, self.student = generator, teacher, student
-        self.num_classes, self.mode, self.batch_size, self.num_steps = num_classes, mode, batch_size, num_steps
-        self.lr_generator, self.lr_latent = lr_generator, lr_latent
-        self.weights = {"bn": bn_weight, "oh": oh_weight, "adv": adv_weight}
-        self.warmup, self.meta_update, self.augment = warmup, meta_update, augment or nn.Identity()
-        self.momentum = BatchNormMomentum(bn_momentum)
+        self.num_classes, self.config, self.mode = num_classes, config, mode
+        self.weights = {"bn": config.bn_weight, "oh": config.oh_weight, "adv": config.adv_weight}
+        self.augment = augment or nn.Identity()
+        self.momentum = BatchNormMomentum(config.bn_momentum)
         self.calls = 0
-        self.meta_optimizer = torch.optim.Adam(_groups(generator, mode, lr_generator * num_steps), betas=BETAS)
+        rate = config.lr_generator * config.num_steps
+        self.meta_optimizer = torch.optim.Adam(parameter_groups(generator, mode, rate), betas=BETAS)
 
     def __call__(
         self,
@@ -116,14 +130,14 @@ class Synthesizer:
         self.calls += 1
         labels, z = self._draw(labels, z, rng)
         fast = copy.deepcopy(self.generator).train()
-        groups = _groups(fast, self.mode, self.lr_generator)
-        optimizer = torch.optim.Adam([*groups, {"params": [z], "lr": self.lr_latent}], betas=BETAS)
+        groups = parameter_groups(fast, self.mode, self.config.lr_generator)
+        optimizer = torch.optim.Adam([*groups, {"params": [z], "lr": self.config.lr_latent}], betas=BETAS)
         learned = [parameter for group in groups for parameter in group["params"]]
         gradients = [torch.zeros_like(parameter) for parameter in learned]
         history: list[dict[str, Tensor]] = []
         best: tuple[Tensor, Tensor] | None = None
         with frozen(self.teacher, self.student), BatchNormProbe(self.teacher) as probe:
-            for _ in cut(range(self.num_steps), "generator step"):
+            for _ in cut(range(self.config.num_steps), "generator step"):
                 images = fast(z)
                 x = self.augment(images)
                 logits_t = self.teacher(x)
@@ -135,13 +149,13 @@ class Synthesizer:
                 history.append({name: value.detach() for name, value in losses.items()})
                 optimizer.zero_grad()
                 losses["total"].backward()
-                if self.meta_update == "fomaml":
+                if self.config.meta_update == "fomaml":
                     torch._foreach_add_(gradients, [parameter.grad for parameter in learned])
                 optimizer.step()
                 if on_step is not None:
                     on_step(x.detach(), logits_t.detach())
             self.momentum.update(*statistics)
-        if self.meta_update == "reptile":
+        if self.config.meta_update == "reptile":
             gradients = [REPTILE_FACTOR * (slow - quick) for slow, quick in zip(self._learned(), learned, strict=True)]
         self._update(gradients, fast)
         assert best is not None
@@ -151,7 +165,7 @@ class Synthesizer:
 
     def _draw(self, labels: Tensor | None, z: Tensor | None, rng: torch.Generator | None) -> tuple[Tensor, Tensor]:
         like = next(self.generator.parameters())
-        count = self.batch_size if labels is None else len(labels)
+        count = self.config.batch_size if labels is None else len(labels)
         if z is None:
             z = draw_latents(count, self.generator.latent_dim, rng, like.device).to(like.dtype)
         if labels is None:
@@ -166,7 +180,7 @@ class Synthesizer:
         self, x: Tensor, logits_t: Tensor, labels: Tensor, statistics: tuple, remembered: tuple
     ) -> dict[str, Tensor]:
         losses = {"bn": batch_norm_loss(*statistics, *remembered), "oh": one_hot_loss(logits_t, labels)}
-        if self.weights["adv"] and (self.calls >= self.warmup or rehearsing()):
+        if self.weights["adv"] and (self.calls >= self.config.warmup or rehearsing()):
             losses["adv"] = adversarial_loss(self.student(x), logits_t)
         losses["total"] = sum(self.weights[name] * value for name, value in losses.items())
         return losses
@@ -215,15 +229,6 @@ class Synthesizer:
             {name: [value.to(device) for value in values] for name, values in state["momentum"].items()}
         )
         self.calls = state["calls"]
-
-
-def _groups(generator: nn.Module, mode: str, lr: float) -> list[dict]:
-    """Optimiser groups of a mode; a generator without branches learns as a whole."""
-    if isinstance(generator, ReusableGenerator):
-        return parameter_groups(generator, mode, lr)
-    if mode != "anew":
-        raise InputError(f"mode {mode!r} needs a ReusableGenerator, got {type(generator).__name__}")
-    return [{"params": list(generator.parameters()), "lr": lr}]
 
 
 def _better(best: tuple[Tensor, Tensor] | None, loss: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -221,17 +221,25 @@ def attack_sources(
     count: int,
     repeats: int,
     seed: int = 0,
+    others: Mapping[str, Split] | None = None,
 ) -> dict[str, list[Tensor]]:
     """What attackers may hold: `repeats` batches of `count` images from each source, in [-1, 1].
 
     Args:
         generator: trained with `teacher`. pool: (N, C, H, W), the images it made last.
+        others: name -> what a further method made for `teacher`.
     Returns:
         real: private images. CADR: guided samples of the prior. pool: of the pool. reusable, abandoned: the generator with a fresh first
         branch and, as the second, its own g1 or g2 (in the released study, the branch handed on and the one left behind). noise: uniform.
+        And those of `others`.
+    Raises:
+        InputError: images on disk; a method of `others` with fewer images than `count`.
     """
     if not isinstance(data.private, Split):
         raise InputError(f"the attack draws from images in memory; {data.name} stays on disk")
+    for name, made in (others or {}).items():
+        if len(made) < count:
+            raise InputError(f"{name} has left {len(made)} images, and the attacker is to have {count}")
     device = pool.device
     shape = (data.channels, data.image_size, data.image_size)
     found: dict[str, list[Tensor]] = {name: [] for name in ("real", "CADR", "pool", "reusable", "abandoned", "noise")}
@@ -258,6 +266,10 @@ def attack_sources(
         for name, branch in (("reusable", generator.gan1), ("abandoned", generator.gan2)):
             found[name].append(_with_fresh_branch(generator, branch, z, seed + 1000 * repeat))
         found["noise"].append(torch.rand(count, *shape, generator=rng, device=device) * 2 - 1)
+        for name, made in (others or {}).items():
+            rng = generator_for(seed, "attack images", repeat, name, device=device)
+            chosen = torch.randperm(len(made), generator=rng, device=device)[:count]
+            found.setdefault(name, []).append(made.images[chosen])
     return found
 
 

@@ -5,7 +5,8 @@ for every round:  made = synthesizer(rng);  supply.take(made)
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -77,7 +78,41 @@ class GeneratorResult(NamedTuple):
     seconds: dict[str, float]
 
 
+class Meter:
+    """What a run has cost so far: images through the teacher, and processor seconds of this process.
+
+    Args:
+        teacher: counted are the images of every forward pass of it, whoever asks: the synthesiser, the student's loss, an attacker.
+        spent: (images, seconds) of the run before it was resumed.
+    """
+
+    def __init__(self, teacher: nn.Module, spent: tuple[int, float] = (0, 0.0)):
+        self.images, self._before, self._started = spent[0], spent[1], time.process_time()
+        self._hook = teacher.register_forward_pre_hook(self._count)
+
+    def __enter__(self) -> "Meter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hook.remove()
+
+    def _count(self, _: nn.Module, arguments: tuple) -> None:
+        self.images += len(arguments[0])
+
+    @property
+    def seconds(self) -> float:
+        return self._before + time.process_time() - self._started
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Leave out the seconds of what is done inside."""
+        started = time.process_time()
+        yield
+        self._started += time.process_time() - started
+
+
 def distil_from_synthesizer(
+    teacher: nn.Module,
     student: nn.Module,
     synthesizer,
     supply: Supply,
@@ -94,15 +129,17 @@ def distil_from_synthesizer(
     """Train a student on what a synthesiser makes; it is left as after the last round, in eval mode.
 
     Args:
-        student: on the device of `test`. synthesizer: `call(rng) -> Synthesis`, `state_dict`, `load_state_dict`.
+        teacher: in eval mode; its forward passes are counted. student: on the device of `test`.
+        synthesizer: `call(rng) -> Synthesis`, `state_dict`, `load_state_dict`.
         supply: told of every batch; `loss` draws from it with the generator it is given and returns a scalar.
         test: for evaluation only. config: rounds and the student's schedule. seed: of every draw.
         folder: of the checkpoints; None: the work can't be resumed.
         log: called with each row of the history as keywords.
         parts: further things with `state_dict` and `load_state_dict` that the work changes, by name.
     Returns:
-        `GeneratorResult`. A row has the means over the inner steps of each loss, unweighted, `loss` (weighted), `loss_first`, `stored`,
-        `images` made so far, from the warm-up on `lr` and `train`, at evaluations `top1`, `top5`; `elapsed` seconds without evaluation.
+        `GeneratorResult`. A row has the means over the inner steps of each loss, unweighted, `loss` (weighted), `loss_first` (where the
+        synthesiser has losses), `stored`, `images` made so far, from the warm-up on `lr` and `train`, at evaluations `top1`, `top5`;
+        spent so far, evaluation left out: `elapsed` and processor seconds `cpu`, and `teacher_images`, images through the teacher.
     Raises:
         FloatingPointError: the student's loss became infinite or NaN.
 
@@ -115,33 +152,36 @@ def distil_from_synthesizer(
     start = {"history": [], "inner": [], "seconds": {"synthesis": 0.0, "student": 0.0}}
     work = Resumable(folder, parts, start)
     history, inner, seconds = work["history"], work["inner"], work["seconds"]
+    spent = (history[-1]["teacher_images"], history[-1]["cpu"]) if history else (0, 0.0)
 
     rounds = range(work.done, config.epochs)
     if rehearsing():
         rounds = rounds[-1:]  # the first ones have no student phase
-    for epoch in progress(rounds, description, config.epochs, work.done):
-        started = time.monotonic()
-        made = synthesizer(rng=generator_for(seed, "synthesis", epoch, device=device))
-        supply.take(made)
-        row, steps = _losses(made.losses, epoch)
-        inner += steps
-        synthesized = time.monotonic()
-        seconds["synthesis"] += synthesized - started
+    with Meter(teacher, spent) as meter:
+        for epoch in progress(rounds, description, config.epochs, work.done):
+            started = time.monotonic()
+            made = synthesizer(rng=generator_for(seed, "synthesis", epoch, device=device))
+            supply.take(made)
+            row, steps = _losses(made.losses, epoch)
+            inner += steps
+            synthesized = time.monotonic()
+            seconds["synthesis"] += synthesized - started
 
-        row |= {"stored": len(supply), "images": (history[-1]["images"] if history else 0) + len(made.images)}
-        if epoch >= config.warmup and config.student_steps:
-            row["lr"] = student_rate(config, epoch)
-            row["train"] = student_phase(
-                student, optimizer, loss, steps=config.student_steps, rate=row["lr"], seed=seed, epoch=epoch
-            )
-        seconds["student"] += time.monotonic() - synthesized
-        row["elapsed"] = sum(seconds.values())
-        if (epoch + 1) % config.eval_every == 0 or epoch + 1 == config.epochs:
-            row |= {name: value for name, value in evaluate(student, test).items() if name != "loss"}
-        history.append(row)
-        if log:
-            log(**row)
-        work.save(epoch + 1, last=epoch + 1 == config.epochs)
+            row |= {"stored": len(supply), "images": (history[-1]["images"] if history else 0) + len(made.images)}
+            if epoch >= config.warmup and config.student_steps:
+                row["lr"] = student_rate(config, epoch)
+                row["train"] = student_phase(
+                    student, optimizer, loss, steps=config.student_steps, rate=row["lr"], seed=seed, epoch=epoch
+                )
+            seconds["student"] += time.monotonic() - synthesized
+            row |= {"elapsed": sum(seconds.values()), "cpu": meter.seconds, "teacher_images": meter.images}
+            with meter.pause():
+                if (epoch + 1) % config.eval_every == 0 or epoch + 1 == config.epochs:
+                    row |= {name: value for name, value in evaluate(student, test).items() if name != "loss"}
+                history.append(row)
+                if log:
+                    log(**row)
+                work.save(epoch + 1, last=epoch + 1 == config.epochs)
 
     student.eval()
     return GeneratorResult(history, inner, *supply.contents(), seconds)
@@ -149,14 +189,13 @@ def distil_from_synthesizer(
 
 def _losses(losses: dict[str, Tensor], epoch: int) -> tuple[dict, list[dict]]:
     """The row of a round and those of its inner steps, in one copy from the device."""
+    row = {"epoch": epoch + 1}
+    if not losses:
+        return row, []
     values = dict(zip(losses, torch.stack(list(losses.values())).tolist(), strict=True))
     steps = [
-        {"epoch": epoch + 1, "step": step} | {name: series[step] for name, series in values.items()}
+        row | {"step": step} | {name: series[step] for name, series in values.items()}
         for step in range(len(values["total"]))
     ]
     means = {name: sum(series) / len(series) for name, series in values.items() if name != "total"}
-    return {
-        "epoch": epoch + 1,
-        "loss": sum(values["total"]) / len(steps),
-        "loss_first": values["total"][0],
-    } | means, steps
+    return row | {"loss": sum(values["total"]) / len(steps), "loss_first": values["total"][0]} | means, steps

@@ -4,7 +4,6 @@ for every round:  images = synthesizer(z)  (one update of the generator);  pool.
                   from round `warmup` on:  x ~ pool;  student <- SGD on KD(student(x), teacher(x)) [+ hard loss]
 """
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -25,12 +24,12 @@ from kdnb.losses.datafree import hard_mix_loss
 from kdnb.randomness import generator_for, seed_everything
 from kdnb.samplers.fast import CroppedSynthesizer
 from kdnb.samplers.supply import PoolSupply
-from kdnb.samplers.synthesizer import Synthesizer
+from kdnb.samplers.synthesizer import MetaConfig, Synthesizer
 from kdnb.studies.datafree_loop import GeneratorResult, LoopConfig, distil_from_synthesizer
 
 
 @dataclass(frozen=True)
-class GeneratorConfig:
+class GeneratorConfig(LoopConfig):
     """Constants of the loop; the defaults are the published CIFAR setting with a ResNet-34 teacher (see `released_weights`).
 
     Attributes:
@@ -38,7 +37,7 @@ class GeneratorConfig:
         warmup: rounds before the student starts; the adversarial term starts one round earlier, as released.
         latent_dim, width: of the generator. generator: "reusable" (two branches, decoder) or "latent" (one branch alone).
         twin_branches: the released code's identical branches in mode `anew`, see `ReusableGenerator`.
-        synthesis_batch, inner_steps, lr_generator, lr_latent, bn_weight, oh_weight, adv_weight, bn_momentum, meta_update: of `Synthesizer`.
+        synthesis_batch, inner_steps, lr_generator, lr_latent, bn_weight, oh_weight, adv_weight, bn_momentum, meta_update: of `MetaConfig`.
         pool_size: images the pool holds; the oldest leave first. Released: all that are made.
         student_steps, batch_size: SGD steps a round and images a step.
         lr, final_lr, momentum, weight_decay: SGD with a cosine over the rounds that have a student phase.
@@ -53,6 +52,7 @@ class GeneratorConfig:
 
     epochs: int = 420
     warmup: int = 20
+    lr: float = 0.2
     generator: str = "reusable"
     latent_dim: int = 256
     width: int = 64
@@ -67,12 +67,7 @@ class GeneratorConfig:
     bn_momentum: float = 0.9
     meta_update: str = "fomaml"
     pool_size: int = 107_520
-    student_steps: int = 400
     batch_size: int = 256
-    lr: float = 0.2
-    final_lr: float = 2e-4
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
     temperature: float = 20.0
     hard_loss: str = "none"
     kd_weight: float = 0.9
@@ -83,26 +78,33 @@ class GeneratorConfig:
     perturbation_blocks: int = 6
     crop_padding: int = 4
     flip: bool = True
-    eval_every: int = 1
 
     def __post_init__(self):
+        super().__post_init__()
         check_name("hard loss", self.hard_loss, HARD_LOSSES)
         check_name("generator", self.generator, ("reusable", "latent"))
-        least = {
-            "epochs": 1,
-            "warmup": 0,
-            "synthesis_batch": 2,
-            "inner_steps": 1,
-            "student_steps": 0,
-            "batch_size": 2,
-            "eval_every": 1,
-            "pool_size": self.batch_size,
-        }
+        least = {"synthesis_batch": 2, "inner_steps": 1, "batch_size": 2, "pool_size": self.batch_size}
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise InputError(f"{name} must be at least {bound}, got {getattr(self, name)}")
-        if self.lr <= 0 or self.temperature <= 0:
-            raise InputError(f"lr and temperature must be above 0, got {self.lr} and {self.temperature}")
+        if self.temperature <= 0:
+            raise InputError(f"temperature must be above 0, got {self.temperature}")
+
+    @property
+    def synthesis(self) -> MetaConfig:
+        """What of it the synthesiser needs."""
+        return MetaConfig(
+            self.synthesis_batch,
+            self.inner_steps,
+            self.lr_generator,
+            self.lr_latent,
+            self.bn_weight,
+            self.oh_weight,
+            self.adv_weight,
+            self.warmup,
+            self.bn_momentum,
+            self.meta_update,
+        )
 
 
 def distil_from_generator(
@@ -144,57 +146,39 @@ def distil_from_generator(
     student.to(device)
     generator.to(device)
     seed_everything(seed)
-    synthesizer = Synthesizer(
-        generator,
-        teacher,
-        student,
-        num_classes,
-        mode,
-        config.synthesis_batch,
-        config.inner_steps,
-        config.lr_generator,
-        config.lr_latent,
-        config.bn_weight,
-        config.oh_weight,
-        config.adv_weight,
-        config.warmup,
-        config.bn_momentum,
-        config.meta_update,
-    )
-    attacker = None
-    if config.hard_loss == "aea":
-        network = PerturbationGenerator(generator.channels, config.perturbation_width, config.perturbation_blocks).to(
-            device
-        )
-        attacker = PerturbationTrainer(network, teacher, config.epsilon)
+    synthesizer = Synthesizer(generator, teacher, student, num_classes, config.synthesis, mode)
+    attacker = _attacker(generator.channels, teacher, config) if config.hard_loss == "aea" else None
     shape = (generator.channels, generator.image_size, generator.image_size)
     supply = PoolSupply(config.pool_size, shape, device, config.crop_padding, config.flip, folder)
-    cropped = CroppedSynthesizer(
-        synthesizer,
-        config.crop_padding,
-        config.flip,
-        crop_rng=lambda call: generator_for(seed, "synthesis crops", call, device=device),
-        on_step=attacker.step if attacker else None,
-    )
-    schedule = {field.name: getattr(config, field.name) for field in dataclasses.fields(LoopConfig)}
     found = distil_from_synthesizer(
+        teacher,
         student,
-        cropped,
+        CroppedSynthesizer(
+            synthesizer,
+            config.crop_padding,
+            config.flip,
+            crop_rng=lambda call: generator_for(seed, "synthesis crops", call, device=device),
+            on_step=attacker.step if attacker else None,
+        ),
         supply,
         partial(_loss, teacher, student, supply, attacker, config),
         test,
-        LoopConfig(**schedule),
+        config,
         seed=seed,
         folder=folder,
         log=log,
         description=description,
         parts={"attacker": attacker} if attacker else None,
     )
-    refresh_batch_norm(
-        generator, draw_latents(512, generator.latent_dim, generator_for(seed, "refresh", device=device), device)
-    )
+    z = draw_latents(512, generator.latent_dim, generator_for(seed, "refresh", device=device), device)
+    refresh_batch_norm(generator, z)
     generator.eval()
     return found
+
+
+def _attacker(channels: int, teacher: nn.Module, config: GeneratorConfig) -> PerturbationTrainer:
+    network = PerturbationGenerator(channels, config.perturbation_width, config.perturbation_blocks)
+    return PerturbationTrainer(network.to(next(teacher.parameters()).device), teacher, config.epsilon)
 
 
 def _loss(

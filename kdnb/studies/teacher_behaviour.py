@@ -97,13 +97,14 @@ def verdicts(predicted: Tensor, labels: Tensor) -> list[str]:
 
 
 def behaviour_sources(
-    data: Dataset, synthetic: Split | None, count: int, seed: int = 0
+    data: Dataset, synthetic: Split | None, count: int, seed: int = 0, others: Mapping[str, Split] | None = None
 ) -> dict[str, tuple[Tensor, Tensor | None]]:
     """name -> (images, labels or None) of `private`, `test`, `synthetic` (the last of those given), `gaussian` and `uniform` noise.
 
     Args:
         synthetic: images, oldest first, with the classes asked for; None: that source is left out. count: images of each source, at
             most as many as there are; of a data set on disk no others are read.
+        others: name -> what a further method made, oldest first; without labels where no class was asked for.
     """
     device = data.test.device
     rng = generator_for(seed, "noise", device=device)
@@ -112,6 +113,8 @@ def behaviour_sources(
     if synthetic is not None:
         assert synthetic.labels is not None
         found["synthetic"] = (synthetic.images[-count:], synthetic.labels[-count:])
+    for name, made in (others or {}).items():
+        found[name] = (made.images[-count:], None if made.labels is None else made.labels[-count:])
     return found | {
         "gaussian": (torch.randn(test.images.shape, generator=rng, device=device).clamp(-1, 1), None),
         "uniform": (torch.rand(test.images.shape, generator=rng, device=device) * 2 - 1, None),

@@ -13,7 +13,7 @@ from kdnb.generators.perturbation import PerturbationGenerator
 from kdnb.generators.reusable import ReusableGenerator
 from kdnb.losses import contrastive, datafree
 from kdnb.models.probes import BatchNormProbe
-from kdnb.samplers.synthesizer import Synthesizer
+from kdnb.samplers.synthesizer import MetaConfig, Synthesizer
 
 
 class TinyTeacher(nn.Module):
@@ -193,16 +193,18 @@ def rg_synthesis(golden):
             teacher,
             student,
             config["nc"],
+            MetaConfig(
+                num_steps=config["it"],
+                lr_generator=config["lr_g"],
+                lr_latent=config["lr_z"],
+                bn_weight=config["bn"],
+                oh_weight=config["oh"],
+                adv_weight=config["adv"],
+                warmup=golden.meta["warmup"],
+                bn_momentum=config["mmt"],
+                meta_update="reptile" if mode.endswith("_reptile") else "fomaml",
+            ),
             mode=mode.removesuffix("_reptile"),
-            num_steps=config["it"],
-            lr_generator=config["lr_g"],
-            lr_latent=config["lr_z"],
-            bn_weight=config["bn"],
-            oh_weight=config["oh"],
-            adv_weight=config["adv"],
-            warmup=golden.meta["warmup"],
-            bn_momentum=config["mmt"],
-            meta_update="reptile" if mode.endswith("_reptile") else "fomaml",
             augment=lambda images: ((images + 1) / 2 - mean) / std,
         )
         losses = []

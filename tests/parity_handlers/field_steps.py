@@ -12,7 +12,7 @@ from kdnb.samplers.contrastive_memory import MemoryConfig, MemorySynthesizer
 from kdnb.samplers.deepinversion import PixelConfig, PixelSynthesizer, pixel_rate
 from kdnb.samplers.noisy_layers import NoisyConfig, NoisyLayerSynthesizer
 from kdnb.samplers.one_step import OneStepConfig, OneStepSynthesizer
-from kdnb.samplers.synthesizer import Synthesizer
+from kdnb.samplers.synthesizer import MetaConfig, Synthesizer
 from tests.parity_handlers.field import (
     Normalized,
     after,
@@ -241,15 +241,17 @@ def fast_meta(golden):
             teacher,
             student,
             teacher.fc.out_features,
-            num_steps=hyper["iterations"],
-            lr_generator=hyper["lr_g"],
-            lr_latent=hyper["lr_z"],
-            bn_weight=hyper["bn"],
-            oh_weight=hyper["oh"],
-            adv_weight=hyper["adv"],
-            warmup=hyper["warmup"],
-            bn_momentum=hyper["bn_mmt"],
-            meta_update=mode,
+            MetaConfig(
+                num_steps=hyper["iterations"],
+                lr_generator=hyper["lr_g"],
+                lr_latent=hyper["lr_z"],
+                bn_weight=hyper["bn"],
+                oh_weight=hyper["oh"],
+                adv_weight=hyper["adv"],
+                warmup=hyper["warmup"],
+                bn_momentum=hyper["bn_mmt"],
+                meta_update=mode,
+            ),
             augment=normalize,
         )
         for call in range(hyper["calls"]):

@@ -12,7 +12,7 @@ from kdnb.errors import InputError
 from kdnb.generators.latent import LatentGenerator
 from kdnb.generators.perturbation import PerturbationGenerator
 from kdnb.generators.reusable import ReusableGenerator
-from kdnb.samplers.synthesizer import Synthesizer
+from kdnb.samplers.synthesizer import MetaConfig, Synthesizer
 
 
 class CountingClassifier(nn.Module):
@@ -34,11 +34,12 @@ class CountingClassifier(nn.Module):
         return self.body(x)
 
 
-def make(seed=0, generator=None, **settings):
+def make(seed=0, generator=None, mode="anew", augment=None, **settings):
     teacher, student = CountingClassifier(10), CountingClassifier(11)
     torch.manual_seed(seed)
     generator = generator or ReusableGenerator(image_size=8, channels=1, latent_dim=5, width=2)
-    return Synthesizer(generator, teacher, student, 3, **({"batch_size": 6, "num_steps": 3, "warmup": 2} | settings))
+    config = MetaConfig(**{"batch_size": 6, "num_steps": 3, "warmup": 2} | settings)
+    return Synthesizer(generator, teacher, student, 3, config, mode, augment)
 
 
 def rng(seed=0):
@@ -63,9 +64,8 @@ def test_the_images_are_those_of_the_cheapest_step():
     z, labels = torch.randn(6, 5, generator=rng(1)), torch.tensor([0, 0, 1, 1, 2, 2])
     made = synthesizer(labels, z)
     best = made.losses["total"].argmin().item()
-    again = Synthesizer(
-        before, synthesizer.teacher, synthesizer.student, 3, num_steps=best + 1, lr_generator=0.3, warmup=2
-    )
+    shorter = MetaConfig(num_steps=best + 1, lr_generator=0.3, warmup=2)
+    again = Synthesizer(before, synthesizer.teacher, synthesizer.student, 3, shorter)
     assert torch.equal(again(labels, z).images, made.images)
 
 

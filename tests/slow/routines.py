@@ -28,7 +28,7 @@ from kdnb.storage.checkpoints import state_hash
 from kdnb.studies import (
     architecture_search,
     bfa_attack,
-    datafree_field,
+    datafree_run,
     elbo_vid,
     fast_ad,
     label_store,
@@ -47,6 +47,7 @@ from tests.material import (
     fused,
     smallest_setting,
     three_classes,
+    without_times,
 )
 
 
@@ -105,7 +106,7 @@ def generator(folder: Path | None, **changes) -> dict:
         Split(images(9, 1, 8), torch.arange(9) % 3),
     )
     found = reusable_generator.distil_from_generator(teacher, student, made, 3, test, config, seed=5, folder=folder)
-    history = [{name: value for name, value in row.items() if name != "elapsed"} for row in found.history]
+    history = without_times(found.history)
     return {"student": student.state_dict(), "generator": made.state_dict(), "history": history, "images": found.images}
 
 
@@ -113,8 +114,8 @@ def field(name: str, folder: Path | None) -> dict:
     """Four rounds of one method of the data-free field."""
     teacher, student = network(num_classes=3, channels=1, seed=9).eval(), network(num_classes=3, channels=1)
     chosen = smallest_setting(name, warmup=0)
-    found = datafree_field.distil_by(name, teacher, student, three_classes(), chosen, seed=5, folder=folder)
-    history = [{key: value for key, value in row.items() if key != "elapsed"} for row in found.history]
+    found = datafree_run.distil_by(name, teacher, student, three_classes(), chosen, seed=5, folder=folder)
+    history = without_times(found.history)
     return {"student": student.state_dict(), "history": history, "inner": found.inner, "images": found.images}
 
 

@@ -206,7 +206,9 @@ def generator(folder: Path, mark: Callable[[], None]) -> None:
             mark()
 
     resume.Checkpointer = Marking
-    resume.time = datafree_loop.time = SimpleNamespace(monotonic=lambda: 0.0)  # equal times, equal bits
+    resume.time = datafree_loop.time = SimpleNamespace(
+        monotonic=lambda: 0.0, process_time=lambda: 0.0
+    )  # equal times, equal bits
     config = generator_loop.GeneratorConfig(
         **vars(GENERATOR_LOOP) | {"warmup": 0, "epochs": 2, "inner_steps": 1, "student_steps": 1}
     )

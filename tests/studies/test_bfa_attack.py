@@ -132,3 +132,21 @@ def test_every_source_gives_images_of_the_data_sets_shape_and_range():
         assert [tuple(images.shape) for images in batches] == [(10, 1, 8, 8)] * 2, name
         assert max(float(images.abs().max()) for images in batches) <= 1 and not torch.equal(*batches), name
     assert not torch.equal(found["reusable"][0], found["abandoned"][0])
+
+
+def test_what_a_further_method_made_is_one_more_source_and_changes_no_other():
+    from kdnb.data import load
+    from kdnb.training.teachers import fresh
+
+    data = load("digits", 8)
+    torch.manual_seed(0)
+    generator = ReusableGenerator(image_size=8, channels=1, latent_dim=6, width=4)
+    pool, made = torch.rand(30, 1, 8, 8) * 2 - 1, Split(torch.rand(20, 1, 8, 8) * 2 - 1, torch.arange(20) % 10)
+    given = data, fresh("resnet8w4", data, 0).eval(), FloatPrior(), generator, pool, 10, 2, 1
+    plain, more = attack_sources(*given), attack_sources(*given, others={"cmi": made})
+    assert list(more) == [*plain, "cmi"]
+    assert all(torch.equal(a, b) for name in plain for a, b in zip(plain[name], more[name], strict=True))
+    assert all((image == made.images).flatten(1).all(1).any() for image in more["cmi"][0])
+    assert not torch.equal(*more["cmi"])
+    with pytest.raises(InputError, match="cmi has left 20 images, and the attacker is to have 25"):
+        attack_sources(*given[:5], 25, 2, 1, others={"cmi": made})

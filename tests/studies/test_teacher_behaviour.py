@@ -99,3 +99,6 @@ def test_pictures_on_disk_are_read_up_to_the_number_of_samples(tmp_path):
     made = Split(torch.zeros(9, 3, 16, 16), torch.arange(9))
     found = behaviour_sources(data, made, count=4)
     assert found["synthetic"][1].tolist() == [5, 6, 7, 8] and len(found) == 5
+    found = behaviour_sources(data, made, count=4, others={"cmi": made, "dafl": Split(made.images)})
+    assert list(found)[2:5] == ["synthetic", "cmi", "dafl"]
+    assert found["cmi"][1].tolist() == [5, 6, 7, 8] and found["dafl"][1] is None

@@ -185,7 +185,8 @@ def load_dataset(
     """Read, check, scale to [-1, 1], resize and split.
 
     digits is split here: a permutation drawn from `split_seed` gives test (500), private (600), public (the rest). The others keep
-    their published test set; the published training set is permuted and its first part is private, the rest public.
+    their published test set; the published training set is permuted and its first part is private, the rest public. Of a copy with
+    fewer images half are private.
     """
     arrays = READERS[name](None if spec.embedded else _folder(name, download))
     parts = []
@@ -201,8 +202,9 @@ def load_dataset(
         test = parts[1]
     train = parts[0].subset(order)
     assert train.labels is not None
-    private = Split(train.images[: spec.private], train.labels[: spec.private])
-    judge = Split(train.images[spec.private :], train.labels[spec.private :])
+    count = min(spec.private, len(train) // 2)  # half of a copy that was cut short
+    private = Split(train.images[:count], train.labels[:count])
+    judge = Split(train.images[count:], train.labels[count:])
     hashes = {"private": private.hash, "public": Split(judge.images).hash, "test": test.hash}
     splits = {"private": private, "judge": judge, "train": train, "test": test}
     moved = {key: split.to(device) for key, split in splits.items()}

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from kdnb.runner.rehearse import rehearse
-from tests.data.test_own import draw
+from tests.material import write_noise
 from tests.models import own_nets
 
 OWN = Path(own_nets.__file__)
@@ -32,7 +32,7 @@ def named(tmp_path, monkeypatch):
     monkeypatch.setenv("KDNB_OUTPUTS", str(tmp_path / "outputs"))
     for number, name in enumerate(("cat", "dog", "eel")):
         for index in range(30):
-            draw(tmp_path / "pets" / name / f"{index}.png", 40 * number + index, (32, 32))
+            write_noise(tmp_path / "pets" / name / f"{index}.png", 40 * number + index, (32, 32))
     (tmp_path / "mine.py").write_text(
         "import numpy as np\n\n\ndef pictures():\n    draw = np.random.default_rng(0)\n"
         "    return draw.random((90, 3, 32, 32), dtype=np.float32), np.arange(90) % 3\n"

@@ -17,6 +17,10 @@ from invoke import Exit, task
 
 from kdnb.errors import InputError, check_name
 
+if Path(sys.argv[0]).name in ("inv", "invoke", "__main__.py") and sys.argv[2:] in (["--help"], ["-h"]):
+    # `inv TASK --help`: invoke would take --help for the task's first value
+    os.execv(sys.executable, [sys.executable, "-m", "invoke", "--help", sys.argv[1]])
+
 ROOT = Path(__file__).resolve().parent
 DEMO = ("01_teacher", "02_synthesis", "03_fast_ad", "05_reusable_generator")
 DEMO_ASIDE = "03_fast_ad"  # runs beside the others: two notebooks of one thread each fill two cores
@@ -58,6 +62,13 @@ def _one_sentence():
         raise Exit(str(error), 2) from None
 
 
+def _count(name: str, given: str | int) -> int:
+    """A whole number from 1 on, of an option."""
+    if not str(given).isdecimal() or int(given) < 1:
+        raise InputError(f"{name} must be a whole number from 1 on, got {given}")
+    return int(given)
+
+
 def _call(*command: str, folder: str | Path = ROOT, **environment: str) -> None:
     """Run a command in the project's folder, or another; its exit code becomes ours."""
     if command[0] == sys.executable:
@@ -87,12 +98,12 @@ def _compile_once() -> None:
 
 
 def _run(plan, limit=None, again=False):
-    from kdnb.reports.page import write_run_page
-    from kdnb.runner.execute import run_notebook
+    from kdnb.runner.worker import execute_plan
 
     _compile_once()
-    outcome = run_notebook(plan, limit, again)
-    write_run_page(outcome.folder)
+    for note in plan.notes:
+        _say(f"note: {note}", file=sys.stderr)
+    outcome = execute_plan(plan, limit, again)
     fine = outcome.status == "ok"
     _say(
         f"{plan.notebook}: {outcome.describe()}" if fine else outcome.describe(),
@@ -172,24 +183,47 @@ def demo(context, seed="0"):
         "limit": "seconds after which the run is stopped",
         "resume": "go on with a run: give its name or its folder (`inv runs`) in place of the notebook",
         "again": "execute it once more, though it has finished and nothing has changed",
+        "rehearse": "only cut to two steps a loop, as `inv rehearse` does",
+        "processes": "train by so many processes together, on cuda one device each (01_teacher and 04_distillation)",
     },
 )
-def run(context, notebook, parameter=None, profile="quick", limit=None, resume=False, again=False):
+def run(
+    context,
+    notebook,
+    parameter=None,
+    profile="quick",
+    limit=None,
+    resume=False,
+    again=False,
+    rehearse=False,
+    processes=1,
+):
     """Run one notebook headless: outputs/PROFILE/NOTEBOOK/RUN. A run that was stopped goes on; one that has finished is shown.
 
-    Exit codes: 0 ended well, 1 a cell failed, 2 bad input, 4 the kernel died, 5 over the limit, 6 a check does not hold, 130 stopped.
+    Exit codes: 0 ended well, 1 a cell failed, 2 bad input, 4 the kernel died, or one of several processes, 5 over the limit, 6 a check
+    does not hold, 130 stopped.
     """
     from kdnb.reports.listing import describe_results
     from kdnb.reports.run_files import find_run
     from kdnb.runner.plan import parse_limit, parse_overrides, plan, plan_again
 
     with _one_sentence():
+        if rehearse and (resume or again):
+            raise InputError("a rehearsal is a run of its own; leave --resume and --again out")
+        if rehearse:
+            return _rehearse(notebook, parameter, profile, limit)
         if resume and (parameter or profile != "quick"):
             raise InputError("a resumed run keeps its parameters; leave --parameter and --profile out")
         planned = (
             plan_again(find_run(notebook)) if resume else plan(notebook, profile, parse_overrides(parameter or []))
         )
-        outcome = _run(planned, parse_limit(limit), again)
+        seconds = parse_limit(limit)
+        if (count := _count("processes", processes)) > 1:
+            from kdnb.runner.together import make_ahead
+
+            if problem := make_ahead(planned, count):
+                raise Exit(f"{planned.notebook}: {problem}", 4)
+        outcome = _run(planned, seconds, again)
     if results := describe_results(outcome.folder):
         _say(results)
     _say(f"outputs: {os.path.relpath(outcome.folder)}")
@@ -208,6 +242,7 @@ def run(context, notebook, parameter=None, profile="quick", limit=None, resume=F
         "method": "a name of kdnb.methods.METHODS",
         "epochs": "passes over the training images",
         "teacher_checkpoint": "weights of the teacher; without, it is trained first",
+        "onnx": "also leave the student as ONNX, compared with torch (extra `export`)",
         "parameter": "a further parameter of notebook 04 as name=value; may be repeated",
         "limit": "seconds after which the run is stopped",
     },
@@ -220,6 +255,7 @@ def distil(
     method="dkd",
     epochs="20",
     teacher_checkpoint="",
+    onnx=False,
     parameter=None,
     limit=None,
 ):
@@ -230,10 +266,63 @@ def distil(
     with _one_sentence():
         more = parse_overrides(parameter or [])
         planned = plan_distillation(teacher, student, data, method, epochs, teacher_checkpoint, more)
+        if onnx:
+            from kdnb.training.onnx_export import check_packages
+
+            check_packages()
         outcome = _run(planned, parse_limit(limit))
-    print(f"student: {os.path.relpath(outcome.folder / 'checkpoints' / 'student.safetensors')}")
-    if outcome.exit_code:
-        raise Exit(code=outcome.exit_code)
+        if outcome.exit_code:
+            raise Exit(code=outcome.exit_code)
+        folder = outcome.folder / "checkpoints"
+        made = _export(folder, planned.parameters["student"]) if onnx else ""
+    _say((folder / "README.md").read_text(encoding="utf-8"))
+    _say(f"student: {os.path.relpath(folder / 'student.safetensors')}")
+    if made:
+        _say(made)
+
+
+def _export(folder: Path, network: str) -> str:
+    """The line that is said of a student's ONNX file."""
+    from kdnb.training.export import export_student
+
+    found = export_student(folder, network)
+    return f"onnx: {os.path.relpath(found.path)}: {found.describe()}"
+
+
+@task(
+    positional=["run"],
+    help={
+        "run": "name of a run that left a student (`inv distil`, 04, 14), or a folder with student.safetensors",
+        "network": "FILE.py:function of the student, where it is code of your own",
+    },
+)
+def export(context, run, network=""):
+    """Write a run's student as ONNX beside its weights, compared with torch (extra `export`)."""
+    from kdnb.runner.publish import student_folder
+    from kdnb.training.onnx_export import check_packages
+
+    with _one_sentence():
+        folder = student_folder(run)
+        check_packages()
+        _say(_export(folder, network))
+
+
+@task(
+    positional=["run"],
+    help={
+        "run": "name of a run that left a student (`inv distil`, 04, 14), or a folder with student.safetensors",
+        "repo": "USER/NAME of a model repository; made if it is not there",
+        "really": "upload; without, only what would be uploaded is shown",
+        "private": "a repository that is made is private",
+    },
+)
+def push(context, run, repo="", really=False, private=False):
+    """Upload a run's student and its card to a model hub; a dry run unless --really is given."""
+    from kdnb.runner.publish import push as upload
+    from kdnb.runner.publish import student_folder
+
+    with _one_sentence():
+        _say(upload(student_folder(run), repo, really, private).describe())
 
 
 @task(
@@ -249,6 +338,10 @@ def distil(
 )
 def rehearse(context, name, parameter=None, profile="quick", limit=None, shared=False):
     """Run an experiment with its real networks, sizes and batches, each loop cut to two steps; say what the whole would take."""
+    _rehearse(name, parameter, profile, limit, shared)
+
+
+def _rehearse(name, parameter, profile, limit, shared=False):
     from kdnb.runner.plan import experiments, parse_limit, parse_overrides, profiles
     from kdnb.runner.rehearse import rehearse as one
 
@@ -292,6 +385,75 @@ def run_all(context, profile="quick", again=False):
         raise Exit(code=code)
 
 
+@task(
+    name="plan",
+    positional=["sweep"],
+    help={
+        "sweep": "a name of params/sweeps/, or the path of a sweep file",
+        "parameter": "name=value over the file's, for every run; may be repeated",
+        "workers": "runs at once",
+        "really": "more than 10,000 runs are meant",
+        "elsewhere": "the data are on another machine: don't look for them",
+    },
+    iterable=["parameter"],
+)
+def plan_sweep(context, sweep, parameter=None, workers=1, really=False, elsewhere=False):
+    """Say what a sweep will take before anything starts: runs, those done, device-hours and storage of the rest."""
+    from kdnb.runner.forecast import describe_plan
+    from kdnb.runner.plan import parse_overrides
+    from kdnb.runner.sweep_files import read_sweep
+
+    with _one_sentence():
+        found = read_sweep(sweep, parse_overrides(parameter or []), really, files=not elsewhere)
+        _say(describe_plan(found, _count("workers", workers)))
+
+
+@task(
+    positional=["name"],
+    iterable=["parameter"],
+    help={
+        "name": "a sweep of params/sweeps/, or the path of a sweep file",
+        "workers": "runs at once on this machine",
+        "threads": "CPU threads of each run; part of its recipe, as -p threads=T",
+        "gpus": "devices that the workers take in turn, one a run",
+        "address": "a Ray cluster's address, or `local` for one on this machine (extra `ray`); its nodes take the runs",
+        "parameter": "name=value over the file's, for every run; may be repeated",
+        "limit": "seconds after which a run is stopped",
+        "again": "execute also what has finished",
+        "really": "more than 10,000 runs are meant",
+    },
+)
+def sweep(
+    context, name, workers=1, threads=None, gpus=0, address="", parameter=None, limit=None, again=False, really=False
+):
+    """Execute all runs of a sweep that have not finished, several at once; then its table and report. Stopped, it can be continued.
+
+    Exit codes: 0 all ended well, 1 some failed, were lost four times or ran too long, 2 bad input, 6 nothing but checks that do not hold,
+    130 stopped.
+    """
+    from kdnb.runner.plan import parse_limit, parse_overrides
+    from kdnb.runner.sweep import LocalWorkers, exit_code, run_sweep, sweep_folder
+    from kdnb.runner.sweep_files import read_sweep
+    from kdnb.runner.sweep_results import write_results
+
+    with _one_sentence():
+        over = parse_overrides([*(parameter or []), *([f"threads={threads}"] if threads else [])])
+        seconds, count = parse_limit(limit), _count("workers", workers)
+        found = read_sweep(name, over, really)
+        _compile_once()
+        if address:
+            from kdnb.runner.on_ray import RayWorkers
+
+            pool = RayWorkers(address, seconds, again, count)
+        else:
+            gpus = _count("gpus", gpus) if str(gpus) != "0" else 0
+            pool = LocalWorkers(count, gpus, sweep_folder(found.name) / "logs", seconds, again)
+        jobs = run_sweep(found, pool, again=again, show=True)
+        _say(write_results(found, jobs))
+    if code := exit_code(jobs):
+        raise Exit(code=code)
+
+
 @task(help={"profile": "folder under params/; none: all"})
 def experiments(context, profile=None):
     """List all experiments by profile and notebook: what `inv run` and `inv params` take."""
@@ -315,6 +477,31 @@ def params(context, notebook, profile=None):
     with _one_sentence():
         wants_values = profile or "/" in notebook
         _say(describe_experiment(notebook, profile or "quick") if wants_values else describe_notebook(notebook))
+
+
+@task(
+    positional=["checkpoint"],
+    help={
+        "checkpoint": "file of weights: a student or teacher of kdnb, or of any published form",
+        "dataset": "data set whose test images are shown to it; a folder of one's own as folder:PATH",
+        "architecture": "network that the weights are of (docs/models.md); none: what the file says",
+        "image-size": "height and width in pixels; none: what the file says, else the data set's own",
+        "device": "torch device",
+    },
+)
+def evaluate(context, checkpoint, dataset="", architecture="", image_size=None, device="cpu"):
+    """Measure a checkpoint on a data set's test images: top-1, top-5, negative log-likelihood, calibration."""
+    from kdnb.parameters import check
+    from kdnb.runs import check_device
+    from kdnb.training.evaluate_file import evaluate_file
+
+    with _one_sentence():
+        if not dataset:
+            raise InputError("give --dataset: inv evaluate CHECKPOINT --dataset digits")
+        size = None if image_size is None else check("image_size", image_size)
+        check_device(check("device", device))
+        found = evaluate_file(Path(checkpoint), dataset, architecture, size, device)
+    _say(found.describe())
 
 
 @task(

@@ -17,7 +17,7 @@ from kdnb import methods
 from kdnb.data import load
 from kdnb.data.splits import Split
 from kdnb.methods.stored_labels import StoredLabels
-from kdnb.studies.label_store import make_store
+from kdnb.studies.label_store import StoreConfig, make_store
 from kdnb.studies.soft_labels import ReplaySplit, forward_cost
 from kdnb.training.loop import fit
 from kdnb.training.recipe import Recipe
@@ -47,7 +47,7 @@ def main() -> None:
     images, labels, teacher = data.private.images, data.private.labels, fresh(TEACHER, data, 1).eval()
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        store = make_store(Path(folder), images, teacher, num_crops=12, flip=False)
+        store = make_store(Path(folder), images, teacher, StoreConfig(num_crops=12, flip=False))
         making = time.perf_counter() - started
     split = ReplaySplit(store, images, labels, 16, NUM_DRAW)
     replay = seconds_an_image(split, len(split), data, method=StoredLabels())

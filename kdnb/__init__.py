@@ -1,12 +1,13 @@
 """kdnb: a laboratory for knowledge distillation.
 
-Four floors; a module imports only from floors under it (and from siblings below it on its own floor):
+Rooms, from the ground up; a module imports from its own room or from rooms below:
 
-    ground      data, models, generators, losses, checkpoints, runs
-    methods     methods, samplers, attacks, metrics
-    studies     training, datafree, ...
-    execution   parameters, execute, report, plots
+    storage, losses, models, generators    whole files; pure functions on tensors; networks
+    methods, attacks, data, reports        one method or attack a file; data sets; what runs left behind
+    samplers, training                     what makes images; the one training loop
+    studies, runner                        what the notebooks ask; notebooks run headless
 
+Beside them lies what every room or every notebook uses: `parameters`, `runs`, `checks`, `plots`, `metrics`, ...
 Importing the package itself loads nothing heavy.
 """
 

@@ -41,7 +41,9 @@ class Result:
 
     Attributes:
         student: in eval mode; takes images in [-1, 1]. `student.plain` is the network as its maker made it, for standardised images.
-        history: a row for each epoch. made, teacher, data, recipe: what it came from.
+        history: a row for each epoch.
+        made, teacher, data, recipe, setting: what it came from.
+        name: of the student's architecture; None for a module of your own.
     """
 
     student: nn.Module
@@ -58,8 +60,8 @@ class Result:
         """Test accuracy after the last epoch, a fraction."""
         return self.history[-1]["top1"]
 
-    def save(self, folder: str | Path, licence: str = "unknown") -> Path:
-        """FOLDER/student.safetensors and its card FOLDER/README.md; returns the path of the weights."""
+    def save(self, folder: str | Path, licence: str = "unknown", onnx: bool = False) -> Path:
+        """FOLDER/student.safetensors and its card FOLDER/README.md, with `onnx` student.onnx too; returns the path of the weights."""
         facts = {
             "method": f"{self.setting.method} {self.made.method.hyper}",
             "recipe": self.recipe,
@@ -68,7 +70,7 @@ class Result:
             "hash of the recipe": self.made.key,
             "licence": licence,
         }
-        return save_student(Path(folder), self.student, self.made.method, self.data, self.name, facts)
+        return save_student(Path(folder), self.student, self.made.method, self.data, self.name, facts, onnx)
 
 
 def load(

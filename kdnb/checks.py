@@ -17,7 +17,14 @@ from kdnb.rehearsal import rehearsing
 
 
 class Check(NamedTuple):
-    """One judged statement: `outcome` is ok, unexpected or not judged."""
+    """One judged statement.
+
+    Attributes:
+        statement: a short sentence.
+        outcome: ok, unexpected or not judged.
+        value: the number that was judged, if one was given.
+        because: why it was not judged; empty otherwise.
+    """
 
     statement: str
     outcome: str

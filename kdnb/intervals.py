@@ -27,7 +27,13 @@ def prediction_interval(values: Sequence[float], probability: float = 0.95) -> t
 
 
 class Difference(NamedTuple):
-    """Mean of paired differences with its 95 % interval; the interval is NaN for one pair, which says nothing about spread."""
+    """Mean of paired differences with its 95 % interval.
+
+    Attributes:
+        mean: of the differences.
+        low, high: ends of the interval; NaN for one pair, which says nothing about spread.
+        n: number of pairs.
+    """
 
     mean: float
     low: float

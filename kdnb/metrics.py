@@ -68,7 +68,13 @@ def _mean_and_root(features: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Reliability(NamedTuple):
-    """One row a confidence bin: `edges` (bins + 1,), `count`, mean `confidence`, `accuracy` (bins,); empty bins hold 0."""
+    """Confidence against accuracy, bin by bin.
+
+    Attributes:
+        edges: (bins + 1,) of the confidence.
+        count: (bins,) predictions in each bin.
+        confidence, accuracy: (bins,) means over the bin; 0 where it is empty.
+    """
 
     edges: Tensor
     count: Tensor

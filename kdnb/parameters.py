@@ -19,12 +19,18 @@ from kdnb import choices, data, models
 from kdnb.errors import InputError, check_name
 from kdnb.live import check_names, one_sentence_errors
 from kdnb.methods import METHODS, parse_method
+from kdnb.models.names import parse_foreign
 
 
 class Parameter(NamedTuple):
-    """One line of the table: the annotation in a notebook, the pydantic type, what is allowed (in words), what it is for.
+    """One line of the table of parameters.
 
-    With `optional` a notebook may annotate it `Optional[...]`, and None then means what that notebook's comment says.
+    Attributes:
+        annotation: as a notebook writes it.
+        type: for pydantic, with the range.
+        allowed: the same in words.
+        help: what it is for.
+        optional: a notebook may annotate it `Optional[...]`, and None then means what that notebook's comment says.
     """
 
     annotation: str
@@ -235,6 +241,7 @@ TRAINING = {
 }
 # fields of `kdnb.studies.generator_loop.GeneratorConfig`, likewise
 LOOP = {
+    "inner_steps": _integer(1, 100_000, "generator steps a round"),
     "latent_dim": _integer(1, 100_000, "length of the latent vector"),
     "generator_width": _integer(1, 10_000, "channels of the generator's last convolution"),
     "lr_latent": _real(0, 100, "learning rate of the latents in the inner steps", above=True),
@@ -244,6 +251,10 @@ LOOP = {
     "final_lr": _real(0, 100, "learning rate of the student after the last round"),
     "perturbation_width": _integer(1, 10_000, "channels of the perturbation network's first convolution"),
     "perturbation_blocks": _integer(0, 100, "residual blocks of the perturbation network"),
+    "kd_weight": _real(0, 1e6, "alpha, weight of distillation in the hard losses"),
+    "ce_weight": _real(0, 1e6, "beta, weight of the teacher's hard labels there"),
+    "epsilon": _real(0, 255, "bound of an adversarial perturbation, in 1/255 of the pixel range"),
+    "probability": _real(0, 1, "p_a, share of images that are attacked whatever happens"),
     "twin_branches": _flag("whether the second branch starts as a copy of the first, as released"),
     "meta_update": _choice("meta update", choices.META_UPDATES, "step of the generator itself"),
 }
@@ -270,6 +281,7 @@ ONLINE = {
     "momentum": _real(0, 0.9999, "momentum of SGD"),
     "weight_decay": LOOP["weight_decay"],
     "lr_gamma": TRAINING["lr_gamma"],
+    "layout": TRAINING["layout"],
     "augment": _flag("whether images for the student are cropped and flipped as the data set's recipes do"),
     "eval_every": _integer(1, 100_000, "rounds between evaluations"),
 }
@@ -286,15 +298,15 @@ PARAMETERS: dict[str, Parameter] = {
     "threads": _integer(0, 1024, "CPU threads of torch, 0 for torch's own choice"),
     "layout": TRAINING["layout"],
     # data
-    "dataset": _dataset("data set"),
+    "dataset": _optional(_dataset("data set")),
     "next_dataset": _dataset("data set of the second task, empty for the same one", empty=True),
     "image_size": _integer(8, 256, "height and width in pixels"),
     "num_samples": _integer(1, 1_000_000, "images to make"),
     # networks
     "model": _model("architecture"),
-    "teacher": _model("teacher architecture"),
+    "teacher": _optional(_model("teacher architecture")),
     "teachers": _models("teacher architectures to compare"),
-    "student": _model("student architecture"),
+    "student": _optional(_model("student architecture")),
     "judge": _model("architecture of the independent judge"),
     "poor_teacher": _model("architecture of the teacher that is trained poorly"),
     "teacher_checkpoint": _path("teacher weights to use instead of training a teacher"),
@@ -399,9 +411,6 @@ PARAMETERS: dict[str, Parameter] = {
     ),
     "synthetic": _flag("whether images of a data-free generator are looked at as well"),
     "loop": _group("loop", LOOP, "more constants of the loop: latent, width of the generator, ..."),
-    "epsilon": _real(0, 255, "bound of an adversarial perturbation, in 1/255 of the pixel range"),
-    "probability": _real(0, 1, "share of images that are attacked whatever happens"),
-    "inner_steps": _integer(1, 100_000, "generator steps a round"),
     "lr_generator": _real(0, 100, "learning rate of the generator's inner steps", above=True),
     "oh_weight": _real(0, 1e6, "weight of the one-hot loss"),
     "adv_weight": _real(0, 1e6, "weight of the adversarial loss"),
@@ -418,7 +427,9 @@ PARAMETERS: dict[str, Parameter] = {
     "prior_batch_size": _integer(2, 1_000_000, "images per step of the prior's training"),
     "prior_lr": _real(0, 100, "learning rate of the prior's training", above=True),
     "prior_folder": _text(
-        r"[^\x00\n]*", "the path of a folder, or empty", "a diffusers model to use as prior instead of training one"
+        r"[^\x00\n]*",
+        "the path of a folder or file, or empty",
+        "a diffusers model, or a file of weights for `prior`, to use instead of training one",
     ),
     "prior": _choice("prior", choices.PRIORS, "architecture of the prior, where one is trained"),
     "prior_domain": _choice("domain", choices.DOMAINS, "what the prior has seen, against the teacher's data"),
@@ -503,11 +514,11 @@ def _classes(values: Mapping) -> str | None:
     return None
 
 
-_NEED_TENSORS = {"max_flips", "vae_epochs", "generations", "num_crops", "num_known", "score_images"}
+_NEED_TENSORS = {"prior_steps", "max_flips", "vae_epochs", "generations", "num_crops", "num_known", "score_images"}
 
 
 def _streamed(values: Mapping) -> str | None:
-    spec = data.DATASETS.get(values.get("dataset", ""))
+    spec = data.DATASETS.get(values.get("dataset") or "")
     if spec is not None and spec.streamed and _NEED_TENSORS & set(values):
         whole = ", ".join(name for name, one in data.DATASETS.items() if not one.streamed)
         return f"{values['dataset']} stays on disk, and this notebook needs all images in memory; it can have {whole}"
@@ -572,6 +583,8 @@ def _layout(values: Mapping) -> str | None:
 
 
 def _is_narrow(model: str) -> bool:
+    if parse_foreign(model):  # its widths are known when it is made
+        return False
     spec = models.find(model)
     return spec.module == "resnet" and min(spec.kwargs["widths"][1:3]) < 8
 

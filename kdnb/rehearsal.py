@@ -14,11 +14,17 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import NamedTuple
 
+_FEW = 50  # images
 _LONG = 20.0  # seconds; after a first item that took longer there is no second
 
 
 class Cost(NamedTuple):
-    """Seconds, and bytes written to disk."""
+    """What a part of a run takes.
+
+    Attributes:
+        seconds: of time.
+        bytes: written to disk.
+    """
 
     seconds: float = 0.0
     bytes: float = 0.0
@@ -40,6 +46,11 @@ _written = 0.0
 
 def rehearsing() -> bool:
     return bool(os.environ.get("KDNB_REHEARSE"))
+
+
+def batch_for(batch_size: int) -> int:
+    """Images a batch where only outputs are wanted: fewer in a rehearsal, which reckons with more batches then."""
+    return min(batch_size, _FEW) if rehearsing() else batch_size
 
 
 def wrote(count: int) -> None:

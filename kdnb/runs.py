@@ -23,7 +23,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -143,11 +143,11 @@ class Run:
             torn = file.read(1) not in (b"", b"\n")  # a killed process wrote part of a line
             file.write((b"\n" if torn else b"") + json.dumps({"stream": stream, **row}).encode() + b"\n")
 
-    def table(self, name: str, rows: Iterable[Mapping]):
-        """Save rows as tables/NAME.csv and return them as a pandas DataFrame."""
+    def table(self, name: str, rows: Iterable[Mapping], columns: Sequence[str] | None = None):
+        """Save rows as tables/NAME.csv and return them as a pandas DataFrame; `columns` name those of rows that may be none."""
         import pandas as pd
 
-        frame = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows))
+        frame = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows), columns=columns)
         self._keep(f"tables/{_file_name(name)}.csv", frame.to_csv(index=False).encode())
         return frame
 
@@ -168,10 +168,12 @@ class Run:
         return figure
 
     def save_network(self, name: str, network: torch.nn.Module) -> Path:
-        """Save a network's weights as checkpoints/NAME.safetensors: its state dict and nothing else, so that plain torch reads it too.
+        """Save a network's weights as checkpoints/NAME.safetensors: its plain state dict, so that plain torch reads it too.
 
             net = build("resnet8w8", num_classes=10, in_channels=1)
             net.load_state_dict(safetensors.torch.load_file(path))
+
+        The header says the architecture, where its name alone does, and the image size: `inv evaluate` needs no more.
 
         Args:
             name: any text; what no file name can have becomes "_".
@@ -183,7 +185,8 @@ class Run:
             for key, value in network.state_dict().items()
         }
         path = f"checkpoints/{re.sub('[^a-z0-9_.]+', '_', name.lower()).strip('_.')}.safetensors"
-        self._keep(path, save(weights))
+        about = {"network": getattr(network, "architecture", ""), "image_size": self.parameters.get("image_size")}
+        self._keep(path, save(weights, {"format": "pt", "kdnb": json.dumps(about)}))
         return self.folder / path
 
     def result(self, metric: str, value: float) -> float:
@@ -228,7 +231,8 @@ def _caption(figure: Any) -> str:
     return "; ".join(dict.fromkeys(" ".join(text.split()) for text in titles[:1] + axes if text.strip()))
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
+    """Refuse a device that torch does not have here."""
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise InputError(
             f"device {device} was asked for and torch sees no CUDA device here; use device=cpu, or a profile made for it"
@@ -250,7 +254,7 @@ def start_run(notebook: str, parameters: Mapping, profile: str | None = None) ->
         parameters: the resolved parameters; `seed`, `device` and `threads` are used here.
         profile: None: `KDNB_PROFILE`, else "quick".
     """
-    _check_device(str(parameters.get("device", "cpu")))
+    check_device(str(parameters.get("device", "cpu")))
     profile = profile or os.environ.get("KDNB_PROFILE", "quick")
     if parameters.get("threads"):
         torch.set_num_threads(int(parameters["threads"]))

@@ -21,7 +21,12 @@ _SETTING = re.compile(r"\s+([a-z_]+):(\S+)$")
 
 
 class UserFunction(NamedTuple):
-    """A function, or a class, at the top of a Python file."""
+    """A function, or a class, at the top of a Python file.
+
+    Attributes:
+        path: of the file.
+        name: in it.
+    """
 
     path: Path
     name: str

@@ -14,7 +14,7 @@ from kdnb.errors import InputError
 from kdnb.models import build
 from kdnb.training.importers import load_classifier
 from kdnb.training.recipe import Recipe
-from tests.data.test_own import draw
+from tests.material import write_noise
 from tests.models import own_nets
 
 torch.set_num_threads(1)
@@ -39,7 +39,7 @@ def place(tmp_path, monkeypatch):
     monkeypatch.setenv("KDNB_CACHE", str(tmp_path / "cache"))
     for number, name in enumerate(("cat", "dog", "eel")):
         for index in range(6):
-            draw(tmp_path / "pets" / name / f"{index}.png", 40 * number + index)
+            write_noise(tmp_path / "pets" / name / f"{index}.png", 40 * number + index)
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda text: text.splitlines()[2][:30])

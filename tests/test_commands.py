@@ -15,11 +15,19 @@ from invoke.parser import Parser
 import tasks
 from kdnb.reports.outcome import read_outcome
 from kdnb.storage.checkpoints import save_state
+from tests.material import FIXTURES
 
 ROOT = Path(__file__).parent.parent
-FIXTURES = Path(__file__).parent / "notebooks"
 CONTEXTS = Collection.from_module(tasks).to_contexts()
-PAGES = [path for path in (ROOT / "README.md", ROOT / "params" / "README.md") if path.is_file()]
+PAGES = [
+    path
+    for path in (
+        ROOT / "README.md",
+        ROOT / "params" / "README.md",
+        *(ROOT / "docs" / f"{name}.md" for name in ("python", "sweeps")),
+    )
+    if path.is_file()
+]
 
 
 def commands(page: Path) -> list[str]:
@@ -127,6 +135,14 @@ def assert_refused(done, tmp_path, message):
         ("compare a b", "unknown run 'a'"),
         ("verify ../..", "is no run: runs are PROFILE/NOTEBOOK/RUN in the outputs"),
         ("report --profile ../x", "name of a profile is made of"),
+        ("export nowhere", "unknown run 'nowhere'"),
+        ("push nowhere --repo me/pet", "unknown run 'nowhere'"),
+        ("plan nothing", "unknown sweep 'nothing'"),
+        ("plan tests/none.yaml", "there is no sweep file tests/none.yaml"),
+        ("sweep nothing", "unknown sweep 'nothing'"),
+        ("sweep nothing --workers 0", "workers must be a whole number from 1 on, got 0"),
+        ("run fine --processes 0", "processes must be a whole number from 1 on, got 0"),
+        ("run fine --processes 2", "--processes is for 01_teacher and 04_distillation; fine runs in one process"),
         ("download digitz", "unknown data set to download 'digitz'"),
     ],
 )
@@ -328,3 +344,19 @@ def test_the_demo_prints_its_rows_and_writes_its_report(tmp_path):
 def test_the_demo_fails_where_a_number_is_missing(tmp_path):
     done = demo(tmp_path, [name for name in tasks.DEMO_METRICS if name != "student_top1_noise"])
     assert done.returncode == 1 and re.search(r"student_top1_noise +missing", done.stdout)
+
+
+@pytest.mark.parametrize("words", [["run", "--help"], ["compare", "--help"], ["evaluate", "-h"]])
+def test_a_task_explains_itself_where_help_stands_after_its_name(words):
+    found = subprocess.run([sys.executable, "-m", "invoke", *words], cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode == 0 and f"[--core-opts] {words[0]} " in found.stdout and "Options:" in found.stdout
+
+
+def test_a_rehearsal_by_run_is_the_same_rehearsal(monkeypatch):
+    called = []
+    monkeypatch.setattr(tasks, "_rehearse", lambda *given: called.append(given))
+    tasks.run(Context(), "01_teacher", ["epochs=2"], "standard", "60", rehearse=True)
+    tasks.rehearse(Context(), "01_teacher", ["epochs=2"], "standard", "60")
+    assert called[0] == called[1][:4] == ("01_teacher", ["epochs=2"], "standard", "60") and not called[1][4]
+    with pytest.raises(tasks.Exit, match="leave --resume and --again out"):
+        tasks.run(Context(), "01_teacher", again=True, rehearse=True)

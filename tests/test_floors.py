@@ -1,6 +1,8 @@
 """The package's floors: a module imports from its own room or from rooms on floors below it, and never in a circle."""
 
 import ast
+import subprocess
+import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -9,15 +11,13 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "kdnb"
 
 FLOORS = (
-    {"errors", "rehearsal", "choices"},
-    {"progress", "usercode"},
-    {"live", "storage", "intervals", "losses", "models", "generators"},
-    {"randomness", "metrics", "methods", "attacks", "reports", "checks"},
-    {"data", "runs"},
-    {"samplers"},
-    {"training", "parameters"},
+    {"errors", "rehearsal", "choices", "randomness", "plots"},
+    {"progress", "usercode", "processes", "live", "intervals", "checks", "losses", "generators"},
+    {"storage", "models", "metrics"},
+    {"data", "methods", "attacks", "runs", "reports"},
+    {"samplers", "training", "parameters"},
     {"studies", "runner"},
-    {"plots", "api"},
+    {"api"},
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
@@ -69,6 +69,14 @@ def test_losses_and_models_know_nothing_of_runs_and_files(name):
     assert {room(other) for other in imports(MODULES[name])} <= {room(name), "errors", "usercode"}
 
 
+@pytest.mark.parametrize("path", sorted(Path(__file__).parent.rglob("*.py")), ids=lambda path: path.stem)
+def test_no_test_module_imports_another(path):
+    """What several share is in tests/material.py, or in a file of their folder that holds no tests."""
+    imported = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom | ast.Import)]
+    names = {f"{getattr(node, 'module', '')}.{alias.name}" for node in imported for alias in node.names}
+    assert not [name for name in names if ".test_" in name and "tests." in name]
+
+
 def test_faces_of_rooms_import_nothing_heavy():
     """A wrong name is refused without torch: who reads a table of names does not load what the names stand for."""
     heavy = {"torch", "numpy", "torchvision", "diffusers", "sklearn"}
@@ -79,6 +87,34 @@ def test_faces_of_rooms_import_nothing_heavy():
         names = {alias.name.split(".")[0] for node in top if isinstance(node, ast.Import) for alias in node.names}
         names |= {(node.module or "").split(".")[0] for node in top if isinstance(node, ast.ImportFrom)}
         assert not names & heavy, path.parent.name
+
+
+def test_importing_the_package_changes_nothing_outside_of_it():
+    """What must change, changes in a call: figures' style, papermill's handlers, loggers, random state, torch's settings."""
+    code = """
+import importlib, logging, sys
+import diffusers, matplotlib.pyplot, numpy, pandas, papermill.iorw, seaborn, torch, torchvision
+
+def outside():
+    return {
+        "style": dict(matplotlib.rcParams),
+        "tables": pandas.get_option("display.width"),
+        "handlers": [scheme for scheme, _ in papermill.iorw.papermill_io._handlers],
+        "loggers": {name: logging.getLogger(name).level for name in ("", "papermill", "torch", "diffusers")},
+        "random": (torch.random.get_rng_state().tolist(), numpy.random.get_state()[1].tolist()),
+        "torch": (torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled()),
+        "errors": sys.excepthook,
+    }
+
+before = outside()
+for name in sys.argv[1:]:
+    importlib.import_module(f"kdnb.{name}")
+after = outside()
+sys.exit(", ".join(key for key in before if before[key] != after[key]))
+"""
+    command = [sys.executable, "-c", code, *MODULES]
+    found = subprocess.run(command, cwd=PACKAGE.parent, capture_output=True, text=True)
+    assert found.stderr.strip() == "", found.stderr
 
 
 def test_the_check_sees_an_import_inside_a_function(tmp_path):

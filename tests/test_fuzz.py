@@ -36,10 +36,9 @@ from kdnb.storage.header import check_classes, read_header
 from kdnb.storage.naming import canonical
 from kdnb.studies.label_store import make_store, open_store
 from kdnb.training.importers import read_weights
-from tests.studies.test_label_store import IMAGES, SETTINGS, Teacher
+from tests.material import FIXTURES, STORE, STORE_IMAGES, LabelTeacher
 
 SOME, MANY = 25, 2500  # examples of every property
-FIXTURES = Path(__file__).parent / "notebooks"
 
 
 def fuzzed(strategy: st.SearchStrategy, seed: int | None = None) -> Callable:
@@ -349,7 +348,7 @@ def store() -> dict[str, bytes]:
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
-        make_store(Path(folder), IMAGES, Teacher(), **SETTINGS)
+        make_store(Path(folder), STORE_IMAGES, LabelTeacher(), STORE)
         return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
 
@@ -367,7 +366,7 @@ def put(folder: Path, **changed: bytes) -> Path:
 )
 def test_a_label_store_is_read_as_it_was_made_or_refused(given, folder):
     name, data = given
-    found = value_or_refusal(open_store, put(folder, **{name: data}), IMAGES)
+    found = value_or_refusal(open_store, put(folder, **{name: data}), STORE_IMAGES)
     assert (
         found is None
         or data == store()[name]
@@ -384,7 +383,7 @@ def test_an_index_made_up_with_a_hash_that_holds_is_read_or_refused(given, folde
     place[name] = value
     text = canonical(index)
     index["sha256"] = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
-    value_or_refusal(open_store, put(folder, **{"index.json": json.dumps(index).encode()}), IMAGES)
+    value_or_refusal(open_store, put(folder, **{"index.json": json.dumps(index).encode()}), STORE_IMAGES)
 
 
 # --- parameters ----------------------------------------------------------------------------------------------------------------

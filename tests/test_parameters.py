@@ -377,6 +377,7 @@ def test_settings_of_a_group_are_fields_of_what_they_are_for():
             {"dataset": "imagenet", "vae_epochs": 3},
             "imagenet stays on disk, and this notebook needs all images in memory",
         ),
+        ({"dataset": "imagenet", "prior_steps": 3}, "imagenet stays on disk"),
         ({"image_size": 30, "prior_steps": 10}, "image_size must be a multiple of 4"),
         ({"scales": [1, 3]}, "scales must be a rising list of 1, 2 and 4"),
         ({"scales": []}, "scales must be"),

@@ -8,19 +8,23 @@ import pytest
 import torch
 
 from kdnb.data import dataset_spec
-from kdnb.methods import base
+from kdnb.methods import METHODS, base
 from kdnb.methods import build as build_method
 from kdnb.models import build
 from kdnb.models.base import feature_shapes
 from kdnb.parameters import resolve
 from kdnb.runner.plan import experiments, profiles, read_params
+from kdnb.runner.sweep_files import read_sweep, sweep_names
 from kdnb.training.distil import Setting
 
 PARAMS = Path(__file__).parent.parent / "params"
 NOTEBOOK = "04_distillation"
 EXPERIMENTS = [(profile, name) for profile in profiles() for name in experiments(profile) if NOTEBOOK in name]
 PAIRS = [(profile, name) for profile, name in EXPERIMENTS if profile in ("cifar100", "imagenet", "cub200")]
+SWEEPS = {name: read_sweep(name, files=False) for name in sweep_names()}
+METHOD_RUNS = [run.plan.parameters for run in SWEEPS["digits_methods"].runs]
 CIFAR100 = [name for profile, name in PAIRS if profile == "cifar100"]
+NEWER = ("logits", "features", "dskd")
 QUICK = read_params(NOTEBOOK, "quick")
 
 
@@ -53,9 +57,12 @@ def shapes_once(monkeypatch):
     monkeypatch.setattr(base, "feature_shapes", _shapes)
 
 
-@pytest.mark.parametrize("profile, name", EXPERIMENTS)
-def test_the_pair_is_built_and_every_method_fits_it(profile, name):
-    p = values_of(profile, name)
+@pytest.mark.parametrize(
+    "p",
+    [values_of(profile, name) for profile, name in EXPERIMENTS] + METHOD_RUNS,
+    ids=[f"{profile}-{name}" for profile, name in EXPERIMENTS] + [p.method for p in METHOD_RUNS],
+)
+def test_the_pair_is_built_and_every_method_fits_it(p):
     spec = dataset_spec(p.dataset)
     student, teacher = (network(name, spec.num_classes, spec.channels) for name in (p.student, p.teacher))
     with torch.device("meta"):
@@ -106,6 +113,17 @@ def test_all_published_pairs_are_there():
     assert {("resnet32x4", "resnet8x4"), ("wrn_40_2", "vgg8"), ("vgg11", "resnet18"), ("resnet34", "resnet18")} <= pairs
 
 
+def test_newer_methods_run_all_their_published_pairs_and_controls_change_one_thing_each():
+    codes = {code: {tuple(words_of(name)[:2]) for name in CIFAR100 if name.endswith(f"-{code}")} for code in NEWER}
+    assert codes["logits"] == codes["features"] == codes["dskd"] and len(codes["logits"]) == 13
+    p = values_of("cifar100", f"{NOTEBOOK}/resnet32x4-resnet8x4-controls")
+    published = {setting.method: build_method(setting.method).hyper for setting in settings_of(p)}
+    full = [build_method(setting.method, **setting.hyper).hyper for setting in settings_of(p)]
+    assert len(full) == len({(setting.method, str(hyper)) for setting, hyper in zip(settings_of(p), full, strict=True)})
+    kept = [name for name, hyper in published.items() if hyper in full]
+    assert {"lskd", "rld", "rld_lskd", "dist", "nkd", "abkd", "wkd_l", "ctkd", "cat_kd"} <= set(kept)
+
+
 def test_the_fusion_runs_its_pairs_on_both_data_sets():
     fusion = {(profile, *words_of(name)[:2]) for profile, name in PAIRS if "-fusion" in name}
     sdd = {(profile, *words_of(name)[:2]) for profile, name in PAIRS if name.endswith("-sdd")}
@@ -125,3 +143,31 @@ def test_one_experiment_compares_all_sets_of_scales():
     found = [(setting.method, setting.hyper["scales"]) for setting in settings_of(p)]
     sets = [[1], [1, 2], [1, 4], [1, 2, 4]]
     assert found == [(method, scales) for method in ("sdd_kd_lskd", "sdd_dkd_lskd") for scales in sets]
+
+
+# --- sweeps --------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_every_sweep_stands_for_different_runs_and_its_baseline_is_among_them(name):
+    found = SWEEPS[name]
+    assert len({run.plan.folder for run in found.runs}) == len(found.runs) > 0
+    assert (PARAMS / "sweeps" / f"{name}.yaml").read_text().startswith("# "), "a sweep says what it is for"
+    if found.baseline:
+        assert any(found.baseline.items() <= run.plan.parameters.items() for run in found.runs)
+
+
+def test_one_sweep_has_every_method_once():
+    assert sorted(p.method for p in METHOD_RUNS) == sorted(METHODS)
+
+
+def test_every_published_pair_is_in_a_sweep_with_five_seeds():
+    swept = {(run.profile, run.experiment, *run.plan.parameters.seeds) for run in SWEEPS["cifar100_pairs"].runs}
+    assert swept == {("cifar100", name, seed) for name in CIFAR100 for seed in range(5)}
+
+
+def test_every_table_of_the_readme_has_a_sweep():
+    root = PARAMS.parent
+    tables = {path.stem for path in (root / "outputs" / "published").glob("*.csv")}
+    quoted = {name for name in tables if f"`{name}.csv`" in (root / "README.md").read_text()}
+    assert quoted and quoted <= SWEEPS.keys()

@@ -101,6 +101,7 @@ def test_tables_and_figures_land_in_their_folders(outputs):
     run = start_run("demo", {"seed": 0, "threads": 1})
     frame = run.table("numbers", [{"x": 1, "y": 2.5}])
     assert (run.folder / "tables" / "numbers.csv").read_text() == "x,y\n1,2.5\n" and len(frame) == 1
+    assert list(run.table("nothing", [], ["x", "y"]).columns) == ["x", "y"]
     figure, axis = plt.subplots()
     run.figure("empty", figure)
     assert (run.folder / "figures" / "empty.png").read_bytes().startswith(b"\x89PNG")

@@ -17,7 +17,7 @@ from kdnb.reports.page import build_report
 from kdnb.runner.plan import parse_overrides, plan, read_params
 from kdnb.runs import Run
 from kdnb.storage.files import read_record, write_record
-from tests.reports.test_page import make_run
+from tests.material import make_run
 
 ROOT = Path(__file__).parent.parent
 

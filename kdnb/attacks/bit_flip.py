@@ -12,10 +12,17 @@ from kdnb.attacks.prefix_reuse import PrefixReuse, forward_from
 from kdnb.attacks.quantization import Quantization, bit_weights, read_bits
 from kdnb.errors import InputError
 from kdnb.models.frozen import frozen
+from kdnb.rehearsal import cut, rehearsing
 
 
 class Step(NamedTuple):
-    """One committed step: its `flips` (all in one layer), losses before and after, and the `layer_losses` of its last trial round."""
+    """One committed step of the search.
+
+    Attributes:
+        flips: the flipped bits, all in one layer.
+        loss_before, loss_after: nats, on the attacker's images.
+        layer_losses: loss by layer in the last round of trials.
+    """
 
     flips: tuple[Flip, ...]
     loss_before: float
@@ -24,8 +31,13 @@ class Step(NamedTuple):
 
 
 class Candidates(NamedTuple):
-    """Of one layer: `positions` (k,) of the weights with the largest gradients, `integers` (k,) there, first-order `gains` (N, k) of
-    flipping each of their bits, 0 where a flip would lower the loss."""
+    """The bits of one layer that are worth a trial.
+
+    Attributes:
+        positions: (k,) of the weights with the largest gradients.
+        integers: (k,) the quantised weights there.
+        gains: (N, k) first-order gains of flipping each of their N bits, 0 where a flip would lower the loss.
+    """
 
     positions: Tensor
     integers: Tensor
@@ -101,7 +113,7 @@ class ProgressiveBitSearch:
             for num_bits in range(1, max(found.gains.numel() for found in candidates.values()) + 1):
                 losses = self._trials(candidates, num_bits)
                 worst = max(losses, key=losses.__getitem__)  # the first layer on a tie
-                if not losses[worst] <= loss_before:  # a NaN loss ends the search too
+                if not losses[worst] <= loss_before or rehearsing():  # a NaN loss ends the search too
                     break
             else:
                 raise NothingToFlip(
@@ -159,11 +171,12 @@ class ProgressiveBitSearch:
     def _trials(self, candidates: dict[str, Candidates], num_bits: int) -> dict[str, float]:
         """Loss with the best `num_bits` of each layer flipped, one layer at a time."""
         losses = []
-        for name, found in candidates.items():
+        tried = dict(cut(list(candidates.items()), "layer", most=1))
+        for name, found in tried.items():
             self.quantization.write(name, found.positions, self._flipped(found, num_bits)[1])
             losses.append(F.cross_entropy(self._forward(name), self.labels))
             self.quantization.write(name, found.positions, found.integers)
-        return dict(zip(candidates, torch.stack(losses).tolist(), strict=True))
+        return dict(zip(tried, torch.stack(losses).tolist(), strict=True))
 
     def _forward(self, name: str) -> Tensor:
         if self._reuse:

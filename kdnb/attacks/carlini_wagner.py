@@ -13,8 +13,14 @@ UPPER_C = 1e10  # end of the search interval for c; "no upper bound found yet"
 
 
 class Attacked(NamedTuple):
-    """`images` (B, C, H, W): smallest successful ones, the clean image where none was found; `success` (B,) bool; `l2` (B,) distance
-    with pixels in [0, 1], infinite without success; `l2_history` (search_steps, B): the best so far after each search step."""
+    """What the attack found for B images.
+
+    Attributes:
+        images: (B, C, H, W) with the smallest successful change, the clean image where none was found.
+        success: (B,) bool.
+        l2: (B,) distance with pixels in [0, 1], infinite without success.
+        l2_history: (search_steps, B), the smallest distance so far after each search step.
+    """
 
     images: Tensor
     success: Tensor

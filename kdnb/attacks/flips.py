@@ -11,7 +11,14 @@ from kdnb.errors import InputError
 
 
 class Flip(NamedTuple):
-    """One bit: `layer` name, `index` into its flattened weight, `bit` (0 = least significant), the integer `before` and `after`."""
+    """One flipped bit.
+
+    Attributes:
+        layer: its name.
+        index: of the weight in the flattened layer.
+        bit: 0 is the least significant.
+        before, after: the integer weight.
+    """
 
     layer: str
     index: int  # type: ignore[assignment]  # hides tuple.index, which nobody calls

@@ -166,8 +166,15 @@ class PerturbationTrainerReleased(PerturbationTrainer):
 
 
 class HardBatch(NamedTuple):
-    """What the student learns from: `images`, the teacher's `logits_t` on them, the `labels` kept from the clean images, and two masks
-    (B,) bool of the images that were `swapped` (identity kept) and `attacked` (drawn at random)."""
+    """What the student learns from.
+
+    Attributes:
+        images: (B, C, H, W).
+        logits_t: (B, K), the teacher's on these images.
+        labels: (B,) int64, the teacher's votes on the clean images.
+        swapped: (B,) bool: the teacher is as sure of the same class after the perturbation, and the two images changed places.
+        attacked: (B,) bool: drawn at random to be perturbed.
+    """
 
     images: Tensor
     logits_t: Tensor

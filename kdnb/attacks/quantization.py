@@ -64,7 +64,14 @@ def fit_step(weight: Tensor, bits: int = 8, fit: str = "max") -> Tensor:
 
 
 class Layer(NamedTuple):
-    """A quantised layer: `name`, the `module` whose float weight is kept at integers * step, the `integers` (int8 up to 8 bits), the `step`."""
+    """A quantised layer.
+
+    Attributes:
+        name: of the module in the network.
+        module: its float weight is kept at integers * step.
+        integers: of the weight's shape, int8 up to 8 bits.
+        step: scalar > 0.
+    """
 
     name: str
     module: nn.Module

@@ -11,6 +11,14 @@ _ATTEMPTS = 10  # draws of a box before the central one is taken, as torchvision
 _FRACTION_BITS = 22  # of Pillow's fixed-point resampling weights
 
 
+def check_box_ranges(scale: tuple[float, float], ratio: tuple[float, float]) -> None:
+    """Raise `InputError` unless these are ranges that `random_boxes` can draw from."""
+    if not 0 < scale[0] <= scale[1] <= 1 or not 0 < ratio[0] <= ratio[1]:
+        raise InputError(
+            f"boxes need 0 < scale low <= high <= 1 and 0 < ratio low <= high, got scale {scale}, ratio {ratio}"
+        )
+
+
 def random_boxes(
     num: int,
     height: int,
@@ -34,10 +42,7 @@ def random_boxes(
 
     Source: Szegedy et al., CVPR 2015 (the augmentation); box format of FKD, Shen and Xing, ECCV 2022, which uses scale (0.08, 0.936).
     """
-    if not 0 < scale[0] <= scale[1] <= 1 or not 0 < ratio[0] <= ratio[1]:
-        raise InputError(
-            f"boxes need 0 < scale low <= high <= 1 and 0 < ratio low <= high, got scale {scale}, ratio {ratio}"
-        )
+    check_box_ranges(scale, ratio)
     uniform = torch.rand(4, num, _ATTEMPTS, generator=generator, dtype=torch.float64)
     area = height * width * (scale[0] + (scale[1] - scale[0]) * uniform[0])
     aspect = torch.exp(math.log(ratio[0]) + (math.log(ratio[1]) - math.log(ratio[0])) * uniform[1])

@@ -24,7 +24,7 @@ from kdnb.data.crops import random_boxes
 from kdnb.data.splits import Split
 from kdnb.errors import InputError, check_name
 from kdnb.randomness import generator_for
-from kdnb.rehearsal import cut
+from kdnb.rehearsal import batch_for, cut
 
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
 _MAX_BYTES = 64 * 2**20
@@ -193,7 +193,7 @@ class FolderSplit:
 
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
         """In order, with the framing of evaluation."""
-        batches = torch.arange(len(self)).split(batch_size)
+        batches = torch.arange(len(self)).split(batch_for(batch_size))
         return iter(cut(self._stream(batches, None), "batch", len(batches), most=1))
 
     def _stream(self, batches: Iterable[Tensor], key: tuple[int, int] | None) -> Iterator[tuple[Tensor, Tensor | None]]:

@@ -26,7 +26,13 @@ _VALUES = {"channels": ("1", "3"), "flip": ("yes", "no"), "skip": ("broken",), "
 
 
 class OwnName(NamedTuple):
-    """What a name stands for: a folder or a function, and the settings after it."""
+    """What a name stands for: a folder or a function, one of them None.
+
+    Attributes:
+        folder: of pictures.
+        function: of the user, that returns images.
+        settings: what is written after the name, as text.
+    """
 
     folder: Path | None
     function: usercode.UserFunction | None
@@ -53,7 +59,13 @@ class OwnName(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """Pictures of one split: names relative to the folder, their labels, and the class names."""
+    """Pictures of one split.
+
+    Attributes:
+        names: relative to the folder.
+        labels: class number of each.
+        classes: their names, by number.
+    """
 
     names: list[str]
     labels: list[int]

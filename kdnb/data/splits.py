@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kdnb.randomness import generator_for
-from kdnb.rehearsal import cut
+from kdnb.rehearsal import batch_for, cut
 
 
 class AnySplit(Protocol):
@@ -90,6 +90,7 @@ class Split:
 
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
         """In order, without augmentation: for evaluation."""
+        batch_size = batch_for(batch_size)
         for start in cut(range(0, len(self), batch_size), "batch", most=1):
             part = slice(start, start + batch_size)
             yield self.images[part], None if self.labels is None else self.labels[part]

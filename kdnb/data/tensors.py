@@ -27,11 +27,14 @@ class Dataset:
     """A loaded data set.
 
     Attributes:
+        name, spec: as asked for, and what is fixed about it.
+        image_size: height and width, in pixels.
         private: the teacher's labelled training images.
         public: images without labels, disjoint from private and test: all that a diffusion prior may see.
         judge: the public images with their labels, for one purpose: a judge network that never shared data with the teacher.
         train: private and public together with labels, for data-driven distillation.
         test: held out; never used to choose anything.
+        hashes: of the content of each split, by its name.
     """
 
     name: str

@@ -6,9 +6,6 @@ diffusers takes seconds to import and is imported inside the functions that need
 """
 
 import inspect
-import json
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from kdnb.errors import InputError, check_name
+from kdnb.generators.prior_folder import check_prior_folder, read_config
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
@@ -201,41 +199,8 @@ def build_prior(name: str, channels: int, image_size: int, **kwargs) -> nn.Modul
 # --- folders of diffusers ------------------------------------------------------------------------------------------------------
 
 
-def save_prior(prior: DiffusionPrior, folder: Path) -> None:
-    """Write a folder that `load_prior` and diffusers itself can read: config.json, safetensors weights, scheduler/.
-
-    The folder appears whole or not at all; one that was saved before is replaced.
-
-    Raises:
-        InputError: the folder holds something that is not a saved prior, or the model is none of diffusers.
-    """
-    from diffusers import DDPMScheduler
-
-    folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").is_file():
-        raise InputError(f"{folder.name} is not empty and holds no prior; choose another folder")
-    if not hasattr(prior.model, "save_pretrained"):
-        raise InputError(f"only models of diffusers can be saved as a folder, got {type(prior.model).__name__}")
-    alphas = prior.alphas_cumprod.detach().cpu().double()
-    betas = 1 - alphas / torch.cat([torch.ones(1, dtype=torch.float64), alphas[:-1]])
-    scheduler = DDPMScheduler(
-        num_train_timesteps=len(betas), trained_betas=betas.tolist(), prediction_type=prior.prediction_type
-    )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".tmp-"))
-    try:
-        prior.model.save_pretrained(temporary, safe_serialization=True)
-        scheduler.save_pretrained(temporary / "scheduler")
-        temporary.chmod(0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
 def load_prior(folder: Path) -> DiffusionPrior:
-    """A prior from a local folder written by `save_prior`, or by `save_pretrained` of a diffusers model or pipeline.
+    """A prior from a local folder that `save_pretrained` of a diffusers model or pipeline wrote.
 
     The noise schedule and the prediction type come from scheduler/scheduler_config.json or scheduler_config.json; without either they
     are 1000 linear betas from 1e-4 to 0.02 and epsilon. Weights are read from safetensors only, every one of them must fit, and the
@@ -246,45 +211,16 @@ def load_prior(folder: Path) -> DiffusionPrior:
             than class numbers.
     """
     folder = Path(folder)
-    model_folder: Path | None
-    if (folder / "config.json").is_file():
-        model_folder = folder
-    elif (folder / "model_index.json").is_file():
-        model_folder = next(
-            (folder / part for part in ("unet", "transformer") if (folder / part / "config.json").is_file()), None
-        )
-    else:
-        model_folder = None
-    if model_folder is None:
-        raise InputError(
-            f"{folder.name} is no folder of a diffusion model: config.json (or model_index.json with unet/config.json) is missing"
-        )
-    model = _load_model(model_folder)
+    model = _load_model(check_prior_folder(folder))
     configs = [folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json"]
-    config = next((_read_config(path) for path in configs if path.is_file()), None)
+    config = next((read_config(path) for path in configs if path.is_file()), None)
     return DiffusionPrior(model) if config is None else DiffusionPrior(model, *_schedule(config))
 
 
-def _read_config(path: Path) -> dict:
-    try:
-        config = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path.name} can't be read: {error}") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{path.name} should hold a JSON object, it holds a {type(config).__name__}")
-    return config
-
-
 def _load_model(folder: Path) -> nn.Module:
-    config = _read_config(folder / "config.json")
+    config = read_config(folder / "config.json")
     if config.get("quantization_config"):
         raise InputError("quantized weights can't serve as a prior; save the model in float32 or float16")
-    if not list(folder.glob("diffusion_pytorch_model*.safetensors")):
-        pickles = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
-        found = f"; {', '.join(pickles)} can run code when opened and is not read" if pickles else ""
-        raise InputError(
-            f"{folder.name} has no diffusion_pytorch_model.safetensors{found}. Save with safe_serialization=True"
-        )
     kind: Any = _model_class(config.get("_class_name"))
     try:
         model, info = kind.from_pretrained(

@@ -16,7 +16,13 @@ _LOG_2PI = math.log(2 * math.pi)
 
 
 class PPCA(NamedTuple):
-    """Parameters of probabilistic PCA: W (D, q), mean (D,), variance sigma^2 > 0 (scalar tensor)."""
+    """Parameters of probabilistic PCA, x = W z + mean + noise.
+
+    Attributes:
+        weight: W, (D, q).
+        mean: (D,).
+        variance: sigma^2 > 0 of the noise, scalar tensor.
+    """
 
     weight: Tensor
     mean: Tensor
@@ -182,19 +188,6 @@ def iwae_bound(log_weights: Tensor, dim: int = 0) -> Tensor:
     Source: Burda, Grosse, Salakhutdinov, ICLR 2016, eq. 8.
     """
     return log_weights.logsumexp(dim) - math.log(log_weights.shape[dim])
-
-
-def gaussian_mutual_information(covariance: Tensor, num_first: int) -> Tensor:
-    """I(t; s) = 1/2 ln( |S_t| |S_s| / |S| ) of jointly Gaussian vectors.
-
-    Args:
-        covariance: (d_t + d_s, d_t + d_s), t first.
-        num_first: d_t.
-    Returns:
-        Scalar >= 0, nats.
-    """
-    first, second = covariance[:num_first, :num_first], covariance[num_first:, num_first:]
-    return 0.5 * (torch.logdet(first) + torch.logdet(second) - torch.logdet(covariance))
 
 
 def correlated_pairs_information(rho: Tensor, num_pairs: int) -> Tensor:

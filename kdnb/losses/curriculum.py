@@ -1,4 +1,4 @@
-"""Curriculum temperature (CTKD): a temperature learned against the student, ever more so."""
+"""Curriculum temperature (CTKD): a temperature trained to raise the student's loss, more strongly as training goes on."""
 
 import math
 

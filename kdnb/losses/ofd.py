@@ -31,7 +31,7 @@ def ofd_margin(mean: Tensor, deviation: Tensor) -> Tensor:
 
 
 def ofd_loss(feat_s: Tensor, feat_t: Tensor, margin: Tensor) -> Tensor:
-    """Partial squared distance of pre-activations: where the teacher is silent the student need only be silent too.
+    """Partial squared distance of pre-activations: where the teacher's unit is off the student's need only be off too.
 
         L = 1/B sum_{b,c,xy} (F^s - t)^2 [F^s > t or t > 0],   t = max(F^t, m_c)
 

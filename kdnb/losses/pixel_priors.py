@@ -1,4 +1,4 @@
-"""What DeepInversion asks of pixels beside total variation (`kdnb.losses.datafree`): small norms, the valid range, a puzzled student."""
+"""What DeepInversion asks of pixels beside total variation (`kdnb.losses.datafree`): small norms, the valid range, disagreement with the student."""
 
 from collections.abc import Sequence
 

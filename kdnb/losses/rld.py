@@ -1,4 +1,4 @@
-"""Refined logit distillation (RLD): a teacher that errs is heard only where it does not contradict the label."""
+"""Refined logit distillation (RLD): a teacher that errs is followed only where it does not contradict the label."""
 
 import torch.nn.functional as F
 from torch import Tensor

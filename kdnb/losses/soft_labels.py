@@ -23,11 +23,13 @@ DISCARD_HARD, CONTEXT, POSITIVE, DISCARD_EASY = range(4)  # regions of FerKD, in
 class CompressedLabels(NamedTuple):
     """Top classes of each distribution, best first; leading dimensions are free (B,), (B, crops), ...
 
-    `indices` is None where all classes are kept in their order (`ori`), `probs` is None where the winner is certain (`hard`).
+    Attributes:
+        indices: (..., k) int64; None where all classes are kept in their order (`ori`).
+        probs: (..., k) float; None where the winner is certain (`hard`).
     """
 
-    indices: Tensor | None  # (..., k) int64
-    probs: Tensor | None  # (..., k) float
+    indices: Tensor | None
+    probs: Tensor | None
 
 
 def parse_mode(mode: str) -> tuple[str, int]:

@@ -9,7 +9,14 @@ from kdnb.errors import InputError, check_name
 
 
 class Entry(NamedTuple):
-    """Where a method lives and what it is: module in `kdnb.methods`, class, one line, source, views of an image a step, teacher or not."""
+    """Where a method lives and what it is.
+
+    Attributes:
+        module, cls: module in `kdnb.methods`, and class in it.
+        summary, source: one line, and the publication.
+        views: augmented views of each image in a step, 1 or 2.
+        needs_teacher: whether a teacher is asked.
+    """
 
     module: str
     cls: str

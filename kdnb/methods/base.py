@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from kdnb.errors import InputError
 from kdnb.losses import ce_loss, kd_loss
 from kdnb.models.base import Features, feature_shapes
+from kdnb.models.foreign import FeatureTap
 from kdnb.models.taps import as_classifier
 
 
@@ -115,8 +116,10 @@ class Method(nn.Module):
         teacher = None if teacher is None else as_classifier(teacher, image_shape)
         for role, model in (("student", student), ("teacher", teacher)):
             if role in self.needs_preactivations and not getattr(model, "has_preactivations", False):
+                plain = type(getattr(model, "plain", model)).__name__
                 raise InputError(
-                    f"{type(self).__name__} compares maps before their ReLU, and the {role}, {type(model).__name__}, has none"
+                    f"{type(self).__name__} compares maps before their ReLU, and the {role}, {plain}, has none"
+                    + (" that are known; networks of kdnb.models.MODELS do" if isinstance(model, FeatureTap) else "")
                 )
         self.epochs, self.num_images = epochs, num_images
         shapes_s = feature_shapes(student, image_shape)

@@ -1,4 +1,4 @@
-"""Curriculum temperature: the temperature is learned, and works against the student more and more."""
+"""Curriculum temperature: the temperature is trained to raise the student's loss, more strongly as training goes on."""
 
 import torch
 from torch import Tensor, nn

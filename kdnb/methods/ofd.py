@@ -1,4 +1,4 @@
-"""OFD: maps before their ReLU, with a margin below which the student need only stay silent."""
+"""OFD: maps before their ReLU, compared only above a margin, below which the student's value does not matter."""
 
 import math
 

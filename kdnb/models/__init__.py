@@ -12,7 +12,13 @@ __all__ = ["ALIASES", "MODELS", "ModelSpec", "build", "find", "identity", "known
 
 
 class ModelSpec(NamedTuple):
-    """Where a model is made: `kdnb.models.<module>.<factory>(num_classes, in_channels, **kwargs)`; `cub`: then given a CUB-200 stem."""
+    """Where a model is made: `kdnb.models.<module>.<factory>(num_classes, in_channels, **kwargs)`.
+
+    Attributes:
+        module, factory, kwargs: as above.
+        description: one line.
+        cub: whether it is then given the stem for CUB-200.
+    """
 
     module: str
     factory: str
@@ -71,6 +77,7 @@ MODELS: dict[str, ModelSpec] = {
     "mobilenetv2_cmi": ModelSpec(
         "mobilenetv2", "MobileNetV2ImageNet", {}, "MobileNetV2 with torchvision's layers and names"
     ),
+    "lenet5": ModelSpec("lenet", "LeNet5", {}, "LeNet-5 with ReLU and max pooling, for 32x32 images"),
     "shufflenetv1": ModelSpec("shufflenetv1", "ShuffleNetV1", {}, "ShuffleNet, 3 groups"),
     "shufflenetv2": ModelSpec("shufflenetv2", "ShuffleNetV2", {}, "ShuffleNetV2 of size 1"),
     "shufflenetv2_1_5": ModelSpec(
@@ -193,7 +200,9 @@ def build(
     if foreign:
         from kdnb.models.libraries import build_foreign
 
-        return build_foreign(foreign, num_classes, in_channels, image_size, mean, std, **kwargs)
+        model = build_foreign(foreign, num_classes, in_channels, image_size, mean, std, **kwargs)
+        model.architecture = "" if kwargs or foreign.function else foreign.text
+        return model
     assert spec is not None
     module = importlib.import_module(f"kdnb.models.{spec.module}")
     model = getattr(module, spec.factory)(num_classes=num_classes, in_channels=in_channels, **spec.kwargs | kwargs)
@@ -205,4 +214,5 @@ def build(
         from kdnb.models.base import Normalize
 
         model.normalize = Normalize(mean, std)
+    model.architecture = "" if kwargs else name
     return model

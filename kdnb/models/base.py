@@ -14,9 +14,13 @@ from kdnb.errors import InputError
 class Features(NamedTuple):
     """One forward pass seen from inside.
 
-    logits: (B, K). feats: list of (B, C_l, H_l, W_l), stem first. pooled: (B, D), what enters the head. final_map: (B, D, H, W), what
-    enters global average pooling (not always the last of `feats`: MobileNetV2, ShuffleNetV2 and WRN add layers after it).
-    preactivations: `feats` before their last ReLU, only where the pass was asked for them.
+    Attributes:
+        logits: (B, K).
+        feats: list of (B, C_l, H_l, W_l), stem first.
+        pooled: (B, D), what enters the head.
+        final_map: (B, D, H, W), what enters global average pooling (not always the last of `feats`: MobileNetV2, ShuffleNetV2 and WRN add
+            layers after it).
+        preactivations: `feats` before their last ReLU, only where the pass was asked for them.
     """
 
     logits: Tensor
@@ -58,11 +62,13 @@ class Classifier(nn.Module):
     pooling is global.
 
     Attributes:
+        architecture: what `kdnb.models.build` makes it of, if its name alone says so; else empty.
         normalize: applied to the input first; identity unless the network was built with mean and std.
         head: the final nn.Linear; head(pooled) are the logits (but for dropout in training).
         has_preactivations: whether each tap but the stem's stands next to a ReLU, so that `tap_pairs` gives two different lists.
     """
 
+    architecture = ""
     head_name = "fc"
     has_preactivations = False
 

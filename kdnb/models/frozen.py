@@ -1,4 +1,4 @@
-"""Hold networks still while something else is trained against them, or lend them the statistics of a batch."""
+"""Hold networks still while something else is trained against them, or have them normalise with the statistics of a batch."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -23,7 +23,14 @@ _ENTRY = re.compile(r"^@register_model\b.*?^def (\w+)\(", re.DOTALL | re.MULTILI
 
 
 class ForeignName(NamedTuple):
-    """What a name stands for: a library's entry or a user's function, and the layers to tap where the user names them."""
+    """What a name stands for: a library's entry or a user's function.
+
+    Attributes:
+        library: timm or torchvision; None for a function.
+        entry: its name there.
+        function: of the user; None for a library's entry.
+        settings: the layers to look at, where the user names them, as text.
+    """
 
     library: str | None
     entry: str
@@ -34,6 +41,12 @@ class ForeignName(NamedTuple):
     def text(self) -> str:
         """The name in full: with an absolute path, so that it means the same in every folder."""
         base = self.function.text if self.function else f"{self.library}:{self.entry}"
+        return " ".join([base, *(f"{key}:{value}" for key, value in self.settings.items())])
+
+    @property
+    def title(self) -> str:
+        """The name for other people: of a file of code its name alone, without the folders of this machine."""
+        base = f"{self.function.path.name}:{self.entry}" if self.function else f"{self.library}:{self.entry}"
         return " ".join([base, *(f"{key}:{value}" for key, value in self.settings.items())])
 
     @property

@@ -15,8 +15,15 @@ _BATCH = 2
 
 
 class Event(NamedTuple):
-    """One module that ran: name, the module, the square map it made (or None), whether it made tokens instead (three or more dimensions
-    that are no square map), whether nobody overwrote its output since, and its input's height."""
+    """One module that ran.
+
+    Attributes:
+        name, module: of the network.
+        output: (B, C, H, W), the square map it made; None where it made none.
+        tokens: whether it made three or more dimensions that are no square map.
+        intact: whether nobody overwrote its output since.
+        height_in: height of its input, in pixels.
+    """
 
     name: str
     module: nn.Module
@@ -36,7 +43,14 @@ class Event(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """One pass: events in the order in which modules finished, the linear head (name and its input), the logits."""
+    """One pass through a network.
+
+    Attributes:
+        events: in the order in which modules finished.
+        head: name of the last linear layer; None where there is none.
+        pooled: (B, D), what entered it.
+        logits: (B, K).
+    """
 
     events: list[Event]
     head: str | None

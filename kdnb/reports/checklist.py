@@ -38,7 +38,13 @@ _NO_HASH = {
 
 
 class Item(NamedTuple):
-    """One line of the checklist: `met` is None where the statement does not apply."""
+    """One line of the checklist.
+
+    Attributes:
+        statement: what is asked.
+        met: None where the statement does not apply.
+        detail: what was found.
+    """
 
     statement: str
     met: bool | None

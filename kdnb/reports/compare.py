@@ -34,7 +34,12 @@ _MEASURED = re.compile(r"(?:^|_)(?:seconds|minutes|ms|time|memory|mib|gib|speedu
 
 
 class Mismatch(NamedTuple):
-    """An entry that differs: None stands for "not there"."""
+    """An entry in which two runs differ.
+
+    Attributes:
+        section, name: where it stands.
+        first, second: its value in each run; None: not there.
+    """
 
     section: str
     name: str

@@ -23,7 +23,7 @@ def list_runs(profile: str = "") -> str:
         of = f" of profile {profile}" if profile else ""
         raise InputError(f"no runs{of} found; start one with `inv run NOTEBOOK`")
     rows = [(run_label(run.folder), run.status, _seconds(run), _main_results(run)) for run in runs]
-    return _columns([("run", "status", "seconds", "results"), *rows])
+    return columns([("run", "status", "seconds", "results"), *rows])
 
 
 def run_label(folder: Path) -> str:
@@ -80,10 +80,11 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _indented(rows: Iterable[tuple[Any, Any]]) -> str:
-    return _columns([("  " + str(name), value) for name, value in rows])
+    return columns([("  " + str(name), value) for name, value in rows])
 
 
-def _columns(rows: Iterable[Iterable[Any]]) -> str:
+def columns(rows: Iterable[Iterable[Any]]) -> str:
+    """Rows as lines of text, each column as wide as its widest cell."""
     cells = [[" ".join(str(cell).split("\n")) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join(

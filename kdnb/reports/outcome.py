@@ -18,6 +18,7 @@ class Outcome:
     Attributes:
         status: ok, bad_input, failed, unexpected (a check of the notebook does not hold), killed (the kernel died), timeout or
             interrupted.
+        folder: of the run.
         seconds, peak_memory_mib: of this execution; memory of the kernel process.
         cell, source: number and source of the cell it ended in, where it did not end well.
         message: one sentence on what went wrong.

@@ -28,12 +28,19 @@ _MAX_FIGURE = 2_000_000  # bytes of a figure that goes into the page
 
 
 class Summary(NamedTuple):
-    """One metric of one experiment over its seeds."""
+    """One metric of one experiment over its seeds.
+
+    Attributes:
+        notebook: its name.
+        variant: the parameters in which experiments of a notebook differ, as text.
+        metric: its name.
+        values: (seed, value) of each run.
+    """
 
     notebook: str
-    variant: str  # the parameters in which experiments of a notebook differ
+    variant: str
     metric: str
-    values: list[tuple[str, float]]  # (seed, value)
+    values: list[tuple[str, float]]
 
     @property
     def label(self) -> Label:
@@ -70,7 +77,7 @@ def group_runs(runs: Iterable[RunFiles]) -> list[Summary]:
         for row in run.results:
             key = (run.notebook, canonical(run.experiment), row["metric"])
             found.setdefault(key, Summary(run.notebook, _difference(run.experiment, siblings), row["metric"], []))
-            found[key].values.append((row["seed"], float(row["value"])))
+            found[key].values.append((run.seed, float(row["value"])))
     return list(found.values())
 
 
@@ -82,7 +89,13 @@ def _difference(experiment: dict[str, Any], siblings: list[dict[str, Any]]) -> s
 
 
 class Paired(NamedTuple):
-    """One metric of an experiment against the baseline, over the seeds that both ran with: see `kdnb.intervals.paired_difference`."""
+    """One metric of an experiment against the baseline, over the seeds that both ran with: see `kdnb.intervals.paired_difference`.
+
+    Attributes:
+        notebook, variant, metric: as in `Summary`.
+        mean, low, high: of the differences, with a 95 % interval.
+        n: pairs.
+    """
 
     notebook: str
     variant: str

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,13 +17,21 @@ COLUMNS = ("notebook", "metric", "value", "seed")
 
 
 class RunFiles(NamedTuple):
-    """What a run folder holds; what is missing or damaged is empty, and `problems` says so."""
+    """What a run folder holds; what is missing or damaged is empty.
+
+    Attributes:
+        folder, notebook: where it is, and of which notebook.
+        record: run.json.
+        outcome: execution.json.
+        results: rows of results.csv.
+        problems: a sentence on each file that is missing or damaged.
+    """
 
     folder: Path
     notebook: str
-    record: dict[str, Any]  # run.json
-    outcome: dict[str, Any]  # execution.json
-    results: list[dict[str, str]]  # rows of results.csv
+    record: dict[str, Any]
+    outcome: dict[str, Any]
+    results: list[dict[str, str]]
     problems: list[str]
 
     @property
@@ -31,7 +40,9 @@ class RunFiles(NamedTuple):
 
     @property
     def seed(self) -> str:
-        return str(self.parameters.get("seed", ""))
+        """What tells repetitions of an experiment apart: `seed`, with the one student's seed after a stroke where `seeds` holds one."""
+        seeds = self.parameters.get("seeds") or []
+        return "/".join(map(str, [self.parameters.get("seed", ""), *(seeds if len(seeds) == 1 else [])]))
 
     @property
     def by_hand(self) -> bool:
@@ -41,13 +52,19 @@ class RunFiles(NamedTuple):
     @property
     def experiment(self) -> dict[str, Any]:
         """All parameters but the seed: what makes runs one experiment. What was done by hand is never one with what was not."""
-        found = {name: value for name, value in self.parameters.items() if name != "seed"}
+        found = experiment_of(self.parameters)
         return found | {"by_hand": True} if self.by_hand else found
 
     @property
     def status(self) -> str:
         """How it ended, in a word or two."""
         return "by hand" if self.by_hand else self.outcome.get("status", "not recorded")
+
+
+def experiment_of(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters that repetitions share: all but `seed`; a list of one of `seeds` stands for any other such list."""
+    found = {name: value for name, value in parameters.items() if name != "seed"}
+    return found | {"seeds": 1} if len(found.get("seeds", [])) == 1 else found
 
 
 def read_run(folder: Path) -> RunFiles:

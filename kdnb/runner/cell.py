@@ -13,7 +13,13 @@ _MAX_NOTEBOOK = 20_000_000  # bytes; a notebook of ours is under 600 KB
 
 
 class Cell(NamedTuple):
-    """One line of a parameters cell: `name: type = default  # help`."""
+    """One line of a parameters cell: `name: type = default  # help`.
+
+    Attributes:
+        type: the annotation, as text.
+        default: its value.
+        help: the comment.
+    """
 
     type: str
     default: Any

@@ -75,21 +75,29 @@ def run_notebook(plan: Plan, limit: float | None = None, again: bool = True) -> 
     return outcome
 
 
+def is_finished(plan: Plan) -> bool:
+    """Whether the run ended well, is still whole, and its notebook is the same."""
+    return read_outcome(plan.folder).get("status") == "ok" and not _stale(plan)
+
+
+def _stale(plan: Plan) -> str:
+    """Why a run that ended well must be executed again, empty if it need not."""
+    if read_outcome(plan.folder).get("notebook_hash") != notebook_hash(plan.path):
+        return "the notebook's code has changed since this run ended"
+    if not (plan.folder / "notebook.ipynb").is_file():
+        return "the executed notebook is missing"
+    return "; ".join(read_run(plan.folder).problems)
+
+
 def _finished(plan: Plan) -> Outcome | None:
-    """The run, if it ended well and is still whole and its notebook the same; says on stderr why it is run again if not."""
+    """The outcome of a finished run; says on stderr why it is run again if it is stale."""
     record = read_outcome(plan.folder)
     if record.get("status") != "ok":
         return None
-    run = read_run(plan.folder)
-    if record.get("notebook_hash") != notebook_hash(plan.path):
-        why = "the notebook's code has changed since this run ended"
-    elif not (plan.folder / "notebook.ipynb").is_file():
-        why = "the executed notebook is missing"
-    else:
-        why = "; ".join(run.problems)
-    if why:
+    if why := _stale(plan):
         print(f"{plan.notebook}: {why}; running it again", file=sys.stderr, flush=True)
         return None
+    run = read_run(plan.folder)
     finished = ", commit ".join(filter(None, (record.get("started"), run.record.get("commit"))))
     return Outcome("ok", plan.folder, record["seconds"], record["peak_memory_mib"], finished=finished or "ok")
 

@@ -51,7 +51,7 @@ def _is_injected(cell: nbformat.NotebookNode) -> bool:
 
 
 def problems(notebook: nbformat.NotebookNode) -> list[str]:
-    """What speaks against keeping a notebook: error outputs, paths of a machine, size."""
+    """Reasons not to keep a notebook: error outputs, paths of a machine, size."""
     found = []
     for number, cell in enumerate((cell for cell in notebook.cells if cell.cell_type == "code"), start=1):
         if any(output.output_type == "error" for output in cell.outputs):

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ class Watch:
         self.bar.done += 1
 
     def stop(self) -> None:
-        """Somebody outside wants the run to end: the kernel has a moment; asked twice, it has none."""
+        """End the run on request: the kernel has `_GRACE` seconds; on a second request it is killed at once."""
         if self.stopped:
             self._kill()
         self.stopped, self._patience = True, time.monotonic() + _GRACE
@@ -161,8 +162,11 @@ class _WholeNotebooks:
         return path.removeprefix(_SCHEME)
 
 
-papermill_io.register(_SCHEME, _WholeNotebooks())
-logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it would say on stderr is in the outcome
+@cache
+def _set_up_papermill() -> None:
+    """papermill writes through `_WholeNotebooks`, and says nothing on stderr: what it would say is in the outcome."""
+    papermill_io.register(_SCHEME, _WholeNotebooks())
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)
 
 
 def environment_for(plan: Any, watch: Watch) -> dict[str, str]:
@@ -179,6 +183,7 @@ def environment_for(plan: Any, watch: Watch) -> dict[str, str]:
 
 def execute(plan: Any, watch: Watch) -> None:
     """Run all cells; raises what papermill and nbclient raise, and `EarlyExit` for a notebook that left by `sys.exit(0)`."""
+    _set_up_papermill()
     notebook = nbformat.read(plan.path, as_version=4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
     watch.bar.total = len(code) + bool(plan.changed)

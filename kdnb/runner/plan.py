@@ -4,16 +4,19 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
-from kdnb.data import class_count
+from kdnb.data import DATASETS, class_count
 from kdnb.data.check import check_files
 from kdnb.errors import InputError, check_name
+from kdnb.generators.prior_folder import check_prior_folder
+from kdnb.methods import METHODS
 from kdnb.models.names import parse_foreign
 from kdnb.parameters import GROUPS, PARAMETERS, Parameters, resolve
 from kdnb.runner.cell import Cell, read_cell
+from kdnb.runner.notes import notes_on
 from kdnb.storage.files import read_record
 from kdnb.storage.header import check_classes
 from kdnb.storage.naming import BY_HAND, run_folder, run_name
@@ -21,8 +24,20 @@ from kdnb.storage.paths import PROJECT, inception_weights
 
 _TAG = "tag:yaml.org,2002:"
 _MAX_YAML = 65_536  # bytes of a parameter file
+_OUTSIDE = (  # parameters that name files, or say how a file must fit
+    *(
+        "dataset",
+        "next_dataset",
+        "teacher",
+        "next_teacher",
+        "teachers",
+        "teacher_checkpoint",
+        "next_teacher_checkpoint",
+    ),
+    *("teacher_checkpoints", "prior_folder", "reuse_path"),
+)
 # a date that is none, a number of 5000 digits or brackets without end raise nearly anything in the YAML reader
-_MALFORMED = (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+MALFORMED = (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 def notebooks_folder() -> Path:
@@ -41,8 +56,9 @@ def notebook_names() -> list[str]:
 
 
 def profiles() -> list[str]:
-    """Folders of parameter files; quick is there without one."""
-    return list(dict.fromkeys(["quick", *sorted(path.name for path in params_folder().glob("*/"))]))
+    """Folders of parameter files but `sweeps`; quick is there without one."""
+    found = sorted(path.name for path in params_folder().glob("*/") if path.name != "sweeps")
+    return list(dict.fromkeys(["quick", *found]))
 
 
 def experiments(profile: str) -> list[str]:
@@ -70,6 +86,7 @@ class Plan:
         parameters: every parameter of the notebook, resolved.
         changed: those that differ from the notebook's own defaults; they are injected.
         folder: where the run will be kept.
+        notes: sentences on settings that are allowed and hardly meant.
     """
 
     notebook: str
@@ -78,44 +95,75 @@ class Plan:
     parameters: Parameters
     changed: dict[str, Any]
     folder: Path
+    notes: tuple[str, ...] = ()
 
 
-def plan(experiment: str, profile: str = "quick", overrides: Mapping[str, Any] | None = None) -> Plan:
+def plan(
+    experiment: str, profile: str = "quick", overrides: Mapping[str, Any] | None = None, files: bool = True
+) -> Plan:
     """Check a run without starting anything.
 
     Args:
         experiment: `01_teacher`, also as a path to the notebook; `01_teacher/VARIANT` uses params/PROFILE/01_teacher/VARIANT.yaml.
         profile: folder under params/; "quick" falls back to the notebook's defaults.
         overrides: values over those of the file.
+        files: look for the data, weights and folders that the values name; False: they are on another machine.
     Raises:
         InputError: an unknown notebook, profile, experiment or parameter, a value out of range, missing or damaged data, a teacher
             for another number of classes.
     """
-    base, defaults, values = _resolved(experiment, profile, overrides)
-    _check_outside(values)
-    changed = {name: value for name, value in values.items() if value != defaults[name]}
-    path = notebooks_folder() / f"{base}.ipynb"
-    return Plan(base, path, profile, values, changed, run_folder(profile, base, values))
+    return plan_many(experiment, profile, [overrides or {}], files)[0]
+
+
+def plan_many(experiment: str, profile: str, overrides: Iterable[Mapping[str, Any]], files: bool = True) -> list[Plan]:
+    """Plans of one experiment with different values over its file, which is read once; otherwise as `plan`."""
+    base, seen, plans = _base(experiment, profile), set(), []
+    own = base.resolve({})
+    path = notebooks_folder() / f"{base.notebook}.ipynb"
+    for given in overrides:
+        values = base.resolve(given)
+        _make_absolute(values)
+        outside = tuple(str(values.get(name)) for name in _OUTSIDE)
+        if files and outside not in seen:
+            _check_files(values)
+        seen.add(outside)
+        folder, notes = run_folder(profile, base.notebook, values), tuple(notes_on(values, own, given))
+        plans.append(Plan(base.notebook, path, profile, values, base.changed(values), folder, notes))
+    return plans
 
 
 def resolve_experiment(
     experiment: str, profile: str = "quick", overrides: Mapping[str, Any] | None = None
 ) -> Parameters:
     """All parameters of an experiment, checked among themselves; `plan` also looks for the files they name."""
-    return _resolved(experiment, profile, overrides)[2]
+    return _base(experiment, profile).resolve(overrides or {})
 
 
-def _resolved(experiment: str, profile: str, overrides: Mapping[str, Any] | None) -> tuple[str, Parameters, Parameters]:
-    """Name of the notebook, its defaults, and the values of this experiment."""
+class _Base(NamedTuple):
+    """An experiment before any override: its notebook, the cell of that, its defaults, and the values of the parameter files."""
+
+    notebook: str
+    cell: Mapping[str, Cell]
+    defaults: Parameters
+    values: Mapping[str, Any]
+
+    def resolve(self, overrides: Mapping[str, Any]) -> Parameters:
+        given = {**self.values, **overrides}
+        for name, value in given.items():
+            _check_own_name(name, value, self.notebook, self.cell)
+            if value is None and not self.cell[name].type.startswith("Optional["):
+                raise InputError(f"{name} must be {PARAMETERS[name].allowed}, got None")
+        return resolve(self.defaults | given)
+
+    def changed(self, values: Parameters) -> dict[str, Any]:
+        return {name: value for name, value in values.items() if value != self.defaults[name]}
+
+
+def _base(experiment: str, profile: str) -> _Base:
     notebook, experiment = find_experiment(experiment, profile)
     cell = read_cell(notebooks_folder() / f"{notebook}.ipynb")
-    given = read_params(experiment, profile) | dict(overrides or {})
-    for name, value in given.items():
-        _check_own_name(name, value, notebook, cell)
-        if value is None and not cell[name].type.startswith("Optional["):
-            raise InputError(f"{name} must be {PARAMETERS[name].allowed}, got None")
     defaults = resolve({name: line.default for name, line in cell.items()})
-    return notebook, defaults, resolve(defaults | given)
+    return _Base(notebook, cell, defaults, read_params(experiment, profile))
 
 
 def _check_own_name(name: str, value: Any, notebook: str, cell: Mapping[str, Cell]) -> None:
@@ -146,7 +194,8 @@ def plan_again(folder: Path) -> Plan:
         raise InputError(
             f"{base} has other parameters now than when this run was made ({', '.join(other)}); start a new run"
         )
-    _check_outside(values)
+    _make_absolute(values)
+    _check_files(values)
     if run_name(values) != folder.name:
         raise InputError(f"the record in {folder.name} is of a run with other parameters; start a new run")
     defaults = resolve({name: line.default for name, line in cell.items()})
@@ -178,6 +227,10 @@ def find_experiment(given: str, profile: str) -> tuple[str, str]:
     notebook, name = _split_name(given)
     there = experiments(profile)
     own = [other for other in there if other.partition("/")[0] == notebook]
+    method = name.partition("/")[2]
+    if name not in there and method in METHODS and "method" in read_cell(notebooks_folder() / f"{notebook}.ipynb"):
+        call = f"{notebook} with --profile digits -p method={method}"
+        raise InputError(f"{given} is now {call}; `inv sweep digits_methods` runs all methods")
     if name not in there and ("/" in name or not own):
         if elsewhere := [other for other in profiles() if name in experiments(other)]:
             raise InputError(f"profile {profile} has no {name}; these have it: {', '.join(elsewhere)}")
@@ -266,7 +319,7 @@ def _flat_yaml(path: Path, where: str) -> dict[str, Any]:
         if twice := [key for key in keys if keys.count(key) > 1]:
             raise InputError(f"{where} gives {twice[0]} twice")
         return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except _MALFORMED as error:
+    except MALFORMED as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{where} is no YAML: {' '.join(str(error).split())}") from error
@@ -291,7 +344,7 @@ def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
             if not is_text and (node := yaml.compose(text, Loader=yaml.SafeLoader)) is not None and not _is_flat(node):
                 raise ValueError("nested")
             found[name] = text if is_text else yaml.safe_load(text)
-        except _MALFORMED:
+        except MALFORMED:
             raise InputError(f"{name} can't be read: {text[:80]!r}") from None
     return found
 
@@ -330,13 +383,17 @@ def _check_teachers(values: Parameters) -> None:
             check_classes(Path(path), count, dataset)
 
 
-def _check_outside(values: Parameters) -> None:
-    """What the values point to: data files, weights, folders. Paths become absolute, because the kernel works in another folder."""
+def _make_absolute(values: Parameters) -> None:
+    """Paths become absolute, because the kernel works in another folder."""
     for name in ("teacher_checkpoint", "next_teacher_checkpoint", "prior_folder", "reuse_path"):
         if values.get(name):
             values[name] = _absolute(values[name])
     if values.get("teacher_checkpoints"):
         values["teacher_checkpoints"] = [_absolute(path) for path in values["teacher_checkpoints"]]
+
+
+def _check_files(values: Parameters) -> None:
+    """What the values point to: data files, weights, folders."""
     for name in ("dataset", "next_dataset"):
         if values.get(name):
             check_files(values[name])
@@ -345,5 +402,13 @@ def _check_outside(values: Parameters) -> None:
         raise InputError(f"reuse_path {Path(values['reuse_path']).name} does not exist or is no file")
     if values.get("inception_fid"):
         inception_weights()
-    if values.get("prior_folder") and not Path(values["prior_folder"]).is_dir():
-        raise InputError(f"prior_folder {Path(values['prior_folder']).name} is not a folder")
+    if values.get("prior_folder"):
+        _check_prior(Path(values["prior_folder"]), values.get("dataset", ""))
+
+
+def _check_prior(path: Path, dataset: str) -> None:
+    """A file of weights, whose content is compared when it is read, or a folder of diffusers."""
+    if not path.exists():
+        raise InputError(f"prior_folder {path.name} is not a folder, and no file of weights either")
+    if path.is_dir():
+        check_prior_folder(path, DATASETS[dataset].channels if dataset in DATASETS else None)

@@ -19,7 +19,10 @@ from kdnb.errors import InputError
 from kdnb.reports.outcome import Outcome
 from kdnb.runner.execute import run_notebook
 from kdnb.runner.plan import plan, resolve_experiment
+from kdnb.storage.files import write_record
 from kdnb.storage.paths import outputs_root
+
+_MOST_VALUES = 5_000_000  # of the images of a batch, on a processor that stands in for a GPU: 33 of 3 x 224 x 224
 
 
 @dataclass
@@ -98,13 +101,19 @@ def rehearse(
         if str(values.get("device", "cpu")) != "cpu" and not _has_device(values["device"]):
             notes.append(f"no {values['device']} here: rehearsed on the processor, whose times it shows")
             given["device"] = "cpu"
+            notes += _smaller_batch(values, given)
         planned = plan(name, profile, given)
+        notes += planned.notes
         costs = root / "costs.jsonl"
         costs.unlink(missing_ok=True)
         os.environ["KDNB_REHEARSE"] = str(costs)
         outcome = run_notebook(planned, limit)
         loops = [json.loads(line) for line in costs.read_text().splitlines()] if costs.exists() else []
-        return Rehearsal(name, profile, outcome, loops, notes)
+        found = Rehearsal(name, profile, outcome, loops, notes)
+        write_record(
+            planned.folder / "rehearsal.json", {"seconds": found.seconds, "bytes": found.bytes}
+        )  # for `inv plan`
+        return found
 
 
 @contextmanager
@@ -144,6 +153,20 @@ def _provide(dataset: str, folder: Path) -> list[str]:
         return [f"{dataset} was not found: NOISE in its formats stands in for it{few}"]
     finally:
         os.environ["KDNB_STAND_IN"] = stand_in
+
+
+def _smaller_batch(values: Mapping[str, Any], given: dict[str, Any]) -> list[str]:
+    """A GPU's batches of large pictures neither fit into a small machine's memory nor come to an end there."""
+    spec, batch = DATASETS.get(values.get("dataset", "")), values.get("batch_size", 0)
+    if spec is None:
+        return []
+    most = max(2, _MOST_VALUES // (spec.channels * (values.get("image_size") or spec.image_size) ** 2))
+    if batch <= most:
+        return []
+    given["batch_size"] = most
+    return [
+        f"batches of {most} in place of {batch}: the memory is that of a smaller batch, the seconds are of all images"
+    ]
 
 
 def _has_device(device: str) -> bool:

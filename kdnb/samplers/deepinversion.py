@@ -1,4 +1,5 @@
-"""DeepInversion and Adaptive DeepInversion: the pixels themselves are optimised until teacher and batch-norm statistics are content.
+"""DeepInversion and Adaptive DeepInversion: the pixels themselves are optimised until the teacher sees the class and its batch-norm
+statistics fit.
 
     L = w_oh CE(T(x), y) + w_bn (a r_1 + sum_{l>1} r_l) + w_tv1 TV_1(x) + w_tv2 TV_2(x) + w_l2 ||x|| + w_adv (1 - JS(S(x), T(x)))
 
@@ -112,7 +113,13 @@ def pixel_rate(config: PixelConfig, step: int, iterations: int) -> float:
 
 
 class Descent(NamedTuple):
-    """`losses`: name -> (steps,), before each step; `best`: (B, C, H, W) with the lowest total; `last`: after the last step, not clipped."""
+    """What a descent in pixels left.
+
+    Attributes:
+        losses: name -> (steps,), before each step.
+        best: (B, C, H, W) with the lowest total.
+        last: (B, C, H, W) after the last step, not clipped.
+    """
 
     losses: dict[str, Tensor]
     best: Tensor

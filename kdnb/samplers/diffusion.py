@@ -35,7 +35,13 @@ def timesteps(num_steps: int, num_train_timesteps: int = 1000, spacing: str = "t
 
 @dataclass
 class Samples:
-    """Images (N, C, H, W) in [-1, 1], the labels asked for, and, if traced, one row of guidance measures per step and batch."""
+    """Images of a prior.
+
+    Attributes:
+        images: (N, C, H, W) in [-1, 1].
+        labels: (N,) int64, the classes asked for.
+        trace: if asked for, one row of guidance measures per step and batch.
+    """
 
     images: Tensor
     labels: Tensor

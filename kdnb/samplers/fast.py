@@ -48,8 +48,12 @@ class CroppedSynthesizer:
 
 @dataclass(frozen=True)
 class FastConfig(MetaConfig):
-    """Constants of the method on CIFAR with ten steps, see `MetaConfig`; latent_dim and width are the generator's, crop_padding and flip of
-    what the classifiers see."""
+    """Constants of the method on CIFAR with ten steps: those of `MetaConfig`, and those of its generator.
+
+    Attributes:
+        latent_dim, width: of the generator.
+        crop_padding, flip: augmentation of the images.
+    """
 
     latent_dim: int = 256
     width: int = 64

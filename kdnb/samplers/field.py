@@ -10,8 +10,15 @@ _POOL, _FRESH = "pool", "fresh"
 
 
 class Method(NamedTuple):
-    """`build(problem, config)` makes the synthesiser; `config` has the published CIFAR-10 constants; `supply` is "pool" or "fresh";
-    `assumes`: what is taken for granted beside a teacher that can be differentiated."""
+    """A data-free method as the loop sees it.
+
+    Attributes:
+        build: `build(problem, config)` makes the synthesiser.
+        config: with the published CIFAR-10 constants.
+        supply: "pool" or "fresh", where the student's images come from.
+        assumes: what is taken for granted beside a teacher that can be differentiated.
+        source: the publication.
+    """
 
     build: Callable
     config: object

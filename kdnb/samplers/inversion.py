@@ -29,9 +29,13 @@ __all__ = [
 
 
 class Problem(NamedTuple):
-    """What a synthesiser is built for: two classifiers of images in [-1, 1] on one device, and the form of their images.
+    """What a synthesiser is built for.
 
-    image_shape: (C, H, W). num_classes: K. mean, std: normalisation of the data, one float a channel, in units of [0, 1].
+    Attributes:
+        teacher, student: classifiers of images in [-1, 1], on one device.
+        image_shape: (C, H, W).
+        num_classes: K.
+        mean, std: normalisation of the data, one float a channel, in units of [0, 1].
     """
 
     teacher: nn.Module

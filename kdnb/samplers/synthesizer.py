@@ -22,7 +22,13 @@ REPTILE_FACTOR = 67.0  # multiplies theta - theta_fast before Adam, which all bu
 
 
 class Synthesis(NamedTuple):
-    """`images` (B, C, H, W) in (-1, 1) of the lowest-loss step, `labels` (B,), `losses`: name -> (num_steps,), before weighting."""
+    """One batch of synthetic images.
+
+    Attributes:
+        images: (B, C, H, W) in (-1, 1), of the step with the lowest loss.
+        labels: (B,) int64, the classes asked for.
+        losses: name -> (num_steps,), before weighting.
+    """
 
     images: Tensor
     labels: Tensor

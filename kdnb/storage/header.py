@@ -43,6 +43,30 @@ def read_header(path: Path) -> dict[str, Any]:
     return header
 
 
+def read_about(path: Path) -> dict[str, Any]:
+    """What a file of ours says about its network: `network`, its architecture, and `image_size`, each if it is known; else nothing.
+
+    A classifier of the artifact cache has it in made_from.json beside it.
+
+    Raises:
+        InputError: as `read_header`; files that torch.save wrote have no header and say nothing.
+    """
+    path = Path(path)
+    if is_from_torch_save(path):
+        return {}
+    metadata = read_header(path).get("__metadata__", {})
+    beside = path.with_name("made_from.json")
+    try:
+        if str(metadata.get("purpose", "")).startswith("classifier ") and beside.is_file():
+            made = json.loads(beside.read_text(encoding="utf-8"))
+            found = {"network": made["model"], "image_size": made["image_size"]}
+        else:
+            found = dict(json.loads(metadata.get("kdnb", "{}")))
+    except _MALFORMED as error:
+        raise InputError(f"checkpoint {path.name} has a damaged header: {error}") from error
+    return {name: value for name, value in found.items() if value}
+
+
 def check_classes(path: Path, num_classes: int, dataset: str) -> None:
     """Refuse a classifier's weights that were made for another number of classes.
 
@@ -50,7 +74,7 @@ def check_classes(path: Path, num_classes: int, dataset: str) -> None:
     a file holds several matrices (a foreign network) the last one counts. Files that torch.save wrote are not looked into here:
     `kdnb.training.importers` compares them before use.
     """
-    if _is_from_torch_save(path):
+    if is_from_torch_save(path):
         return
     header = read_header(path)
     try:
@@ -65,7 +89,7 @@ def check_classes(path: Path, num_classes: int, dataset: str) -> None:
         )
 
 
-def _is_from_torch_save(path: Path) -> bool:
+def is_from_torch_save(path: Path) -> bool:
     """A zip archive or, before torch 1.6, a pickle."""
     try:
         with open(path, "rb") as file:

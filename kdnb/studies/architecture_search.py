@@ -6,7 +6,7 @@ With `diswot_scorer` the score is DisWOT's: the fit of an untrained student to a
 import itertools
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,7 +32,12 @@ SAVE_EVERY = 10  # individuals between checkpoints; what a kill can cost
 
 
 class Architecture(NamedTuple):
-    """A CIFAR ResNet: depth 6n + 2 or the blocks of its three stages, and their channels (the stem has those of the first)."""
+    """A CIFAR ResNet.
+
+    Attributes:
+        depth: 6n + 2, or the blocks of its three stages.
+        widths: channels of the stages; the stem has those of the first.
+    """
 
     depth: int | tuple[int, int, int]
     widths: tuple[int, int, int]
@@ -48,10 +53,15 @@ class Architecture(NamedTuple):
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """All combinations of a depth and a width of each stage; with `blocks` each stage chooses its number of blocks for itself.
+    """All combinations of a depth and a width of each stage.
 
     The last stage's width is the feature width D, which DisWOT wants equal to the teacher's: give it one choice. DisWOT's own space of
     ResNets is blocks (1, 3, 5, 7) at widths 16, 32, 64.
+
+    Attributes:
+        depths: 6n + 2.
+        widths: choices of each of the three stages.
+        blocks: where given, each stage chooses its number of blocks for itself, and `depths` are not used.
     """
 
     depths: Sequence[int] = (8, 14, 20, 26, 32)
@@ -95,7 +105,12 @@ class SearchSpace:
 
 
 class Candidate(NamedTuple):
-    """An architecture and its score."""
+    """One individual of a search.
+
+    Attributes:
+        architecture: what it is.
+        score: higher is better.
+    """
 
     architecture: Architecture
     score: float
@@ -137,16 +152,15 @@ def evolve(
         raise InputError(
             f"evolution needs 1 <= tournament <= population <= budget, got {tournament}, {population}, {budget}"
         )
-    allowed = [architecture for architecture in space if cost is None or cost(architecture) <= max_cost]
+    allowed = dict.fromkeys(one for one in space if cost is None or cost(one) <= max_cost)  # in the order of the space
     if not allowed:
         raise InputError(f"no architecture of the space costs {max_cost} or less")
-    rng, possible, scores, history = random.Random(seed), set(allowed), {}, []
-    first = rng.sample(allowed, min(population, len(allowed)))
+    rng, scores, history = random.Random(seed), {}, []
+    first = rng.sample(list(allowed), min(population, len(allowed)))
     saver = Checkpointer(folder)
     if restored := saver.load():
-        history = [
-            Candidate(Architecture(depth, tuple(widths)), value) for depth, widths, value in restored[1]["history"]
-        ]
+        rows = restored[1]["history"]
+        history = [Candidate(Architecture(depth, tuple(widths)), value) for depth, widths, value in rows]
         scores = {candidate.architecture: candidate.score for candidate in history}
         rng.setstate(restored[1]["random"])
 
@@ -157,19 +171,26 @@ def evolve(
                 raise FloatingPointError(f"the score of {architecture} is {value}")
         history.append(Candidate(architecture, scores[architecture]))
         if len(history) % SAVE_EVERY == 0:
-            saver.save(
-                len(history), {"history": [(*one.architecture, one.score) for one in history], "random": rng.getstate()}
-            )
+            rows = [(*one.architecture, one.score) for one in history]
+            saver.save(len(history), {"history": rows, "random": rng.getstate()})
 
     for number in progress(range(len(history), budget), "architecture search", budget, len(history)):
-        if number < len(first):
-            born(first[number])
-            continue
         living = history[-population:]  # the oldest die first
-        parent = max(rng.sample(living, min(tournament, len(living))), key=lambda candidate: candidate.score)
-        children = [architecture for architecture in space.neighbours(parent.architecture) if architecture in possible]
-        born(rng.choice(children or allowed))
+        born(first[number] if number < len(first) else _child(living, tournament, space, allowed, rng))
     return history
+
+
+def _child(
+    living: Sequence[Candidate],
+    tournament: int,
+    space: SearchSpace,
+    allowed: Mapping[Architecture, None],
+    rng: random.Random,
+) -> Architecture:
+    """A neighbour of the best of a random few; where it has none that is allowed, any other architecture."""
+    parent = max(rng.sample(living, min(tournament, len(living))), key=lambda candidate: candidate.score)
+    children = [architecture for architecture in space.neighbours(parent.architecture) if architecture in allowed]
+    return rng.choice(children or list(allowed))
 
 
 def parameter_count(architecture: Architecture, num_classes: int, **kwargs) -> int:

@@ -22,15 +22,24 @@ from kdnb.generators.latent import LatentGenerator, draw_latents, refresh_batch_
 from kdnb.generators.reusable import ReusableGenerator
 from kdnb.progress import progress
 from kdnb.randomness import generator_for, seed_everything
+from kdnb.rehearsal import cut, rehearsing
 from kdnb.samplers.cadr import GuidanceConfig
 from kdnb.storage.checkpoints import load_state, save_state, state_hash
 from kdnb.studies.synthesis import draw
 from kdnb.training.evaluation import evaluate
 
+TRAIL = ("teacher", "source", "repeat", *Flip._fields)  # columns of the trails; a teacher at chance leaves none
+
 
 class Attack(NamedTuple):
-    """`rows`: `flips`, `accuracy`, `loss`, `layer` after every step, from 0 flips on; `trail`: layer, index, bit, before, after of every
-    flip; `to_chance`: flips until accuracy <= 1.1 / K, None if it was not reached; `exhausted`: the search found no flip that hurts."""
+    """One bit-flip attack.
+
+    Attributes:
+        rows: `flips`, `accuracy`, `loss`, `layer` after every step, from 0 flips on.
+        trail: layer, index, bit, before, after of every flip.
+        to_chance: flips until accuracy <= 1.1 / K, None if it was not reached.
+        exhausted: whether the search found no flip that hurts.
+    """
 
     rows: list[dict]
     trail: list[dict]
@@ -58,8 +67,8 @@ def attack(
     """Flip the worst bits, as the attacker's images show them, until chance level or `max_flips`.
 
     Args:
-        model: float weights, left as they are. images: (B, C, H, W) of the attacker, in [-1, 1]; he has no labels: the search takes
-            the clean quantised model's own votes.
+        model: float weights, left as they are. images: (B, C, H, W) of the attacker, in [-1, 1]. They come without labels: the search takes
+            what the clean quantised model says of them.
         test: where accuracy is measured, after every step. num_classes: K.
         bits, k_top: of `Quantization` and `ProgressiveBitSearch`.
         folder: `trail.safetensors` is written there after every step, and read first.
@@ -71,39 +80,41 @@ def attack(
     search = ProgressiveBitSearch(quantized(model, bits), images, k_top=k_top)
     identity = state_hash({**model.state_dict(), "attack images": images}) + f"/{bits}/{k_top}"
     path = folder / "trail.safetensors" if folder is not None else None
-    rows, exhausted = [], False
-    if path is not None and path.exists():
-        state = load_state(path)
-        if not isinstance(state, dict) or state.get("identity") != identity:
-            raise InputError(
-                f"{path.name} is the trail of another network or of other images; delete it or use another folder"
-            )
-        search.load_state_dict(state["search"])
-        rows, exhausted = state["rows"], state["exhausted"]
-    rows = rows or [{"flips": 0, "accuracy": evaluate(search.model, test)["top1"], "loss": None, "layer": None}]
+    rows, exhausted = _resumed(path, identity, search)
+    rows = rows or [_row(search, test)]
     for _ in progress(range(search.num_flips, max_flips), description, max_flips, search.num_flips):
-        if exhausted or search.num_flips >= max_flips or rows[-1]["accuracy"] <= 1.1 / num_classes:
+        at_chance = rows[-1]["accuracy"] <= 1.1 / num_classes and not rehearsing()  # where no network has learnt
+        if exhausted or search.num_flips >= max_flips or at_chance:
             break
         try:
             step = search.step()
-            rows.append(
-                {
-                    "flips": search.num_flips,
-                    "accuracy": evaluate(search.model, test)["top1"],
-                    "loss": step.loss_after,
-                    "layer": step.flips[0].layer,
-                }
-            )
+            rows.append(_row(search, test, step.loss_after, step.flips[0].layer))
         except NothingToFlip:
             exhausted = True
         if path is not None:
-            save_state(
-                path, {"identity": identity, "search": search.state_dict(), "rows": rows, "exhausted": exhausted}
-            )
+            found = {"identity": identity, "search": search.state_dict(), "rows": rows, "exhausted": exhausted}
+            save_state(path, found)
     trail = [flip._asdict() for step in search.trail for flip in step.flips]
-    return Attack(
-        rows, trail, flips_to_chance([r["flips"] for r in rows], [r["accuracy"] for r in rows], num_classes), exhausted
-    )
+    chance = flips_to_chance([row["flips"] for row in rows], [row["accuracy"] for row in rows], num_classes)
+    return Attack(rows, trail, chance, exhausted)
+
+
+def _resumed(path: Path | None, identity: str, search: ProgressiveBitSearch) -> tuple[list[dict], bool]:
+    """Rows of an earlier call and whether its search had ended; the search goes on from its flips."""
+    if path is None or not path.exists():
+        return [], False
+    state = load_state(path)
+    if not isinstance(state, dict) or state.get("identity") != identity:
+        raise InputError(
+            f"{path.name} is the trail of another network or of other images; delete it or use another folder"
+        )
+    search.load_state_dict(state["search"])
+    return state["rows"], state["exhausted"]
+
+
+def _row(search: ProgressiveBitSearch, test: Split, loss: float | None = None, layer: str | None = None) -> dict:
+    accuracy = evaluate(search.model, test)["top1"]
+    return {"flips": search.num_flips, "accuracy": accuracy, "loss": loss, "layer": layer}
 
 
 def random_attack(model: nn.Module, test: Split, counts: Sequence[int], *, bits: int = 8, seed: int = 0) -> list[dict]:
@@ -232,7 +243,7 @@ def attack_sources(
     device = pool.device
     shape = (data.channels, data.image_size, data.image_size)
     found: dict[str, list[Tensor]] = {name: [] for name in ("real", "CADR", "pool", "reusable", "abandoned", "noise")}
-    for repeat in range(repeats):
+    for repeat in cut(range(repeats), "attack images", most=1):
         rng = generator_for(seed, "attack images", repeat, device=device)
         found["real"].append(
             data.private.images[torch.randperm(len(data.private), generator=rng, device=device)[:count]]

@@ -6,7 +6,7 @@ from kdnb.data.tensors import Dataset
 from kdnb.generators.reusable import export_parts
 from kdnb.rehearsal import cut
 from kdnb.studies.reusable_generator import Task, generator_config, generator_task, reused_branch
-from kdnb.training.teachers import teacher_for
+from kdnb.training.teachers import Trained, teacher_for
 
 
 def convergence(task: Task, target: float) -> dict[str, float | None]:
@@ -61,21 +61,8 @@ def reuse_study(
     choices = [(mode, rule) for mode in modes for rule in (branch_rules if mode != "anew" else (None,))]
     rows, tasks = [], {}
     for seed in cut(list(seeds), "seed", most=1):
-        source, target_teacher = (
-            teacher_for(
-                name,
-                data,
-                values.get(checkpoint, ""),
-                seed,
-                split=values.get("teacher_split", "private"),
-                epochs=values.get("teacher_epochs", 0),
-                description=f"{title}, seed {seed}",
-            )
-            for name, checkpoint, title in (
-                (teacher, "teacher_checkpoint", "teacher"),
-                (next_teacher, "next_teacher_checkpoint", "next teacher"),
-            )
-        )
+        source = _teacher(data, teacher, values, seed, "teacher")
+        target_teacher = _teacher(data, next_teacher, values, seed, "next teacher")
         config = generator_config(data, values, teacher=teacher)
         first = generator_task(data, source, student, config, seed=seed, description=f"first task, seed {seed}")
         config = generator_config(data, values, teacher=next_teacher, epochs=values["next_epochs"])
@@ -83,19 +70,21 @@ def reuse_study(
             setting = mode if rule is None or len(branch_rules) == 1 else f"{mode} {rule}"
             branch = rule and reused_branch(first, source.model, rule, seed)
             parts = export_parts(first.generator, branch) if branch else None
-            task = generator_task(
-                data,
-                target_teacher,
-                student,
-                config,
-                mode=mode,
-                parts=parts,
-                seed=seed,
-                description=f"{setting}, seed {seed}",
-            )
-            tasks[setting, seed] = task
-            rows.append(
-                {"setting": setting, "seed": seed, "branch": branch, "first_task_top1": first.top1}
-                | convergence(task, target)
-            )
+            how = {"mode": mode, "parts": parts, "seed": seed, "description": f"{setting}, seed {seed}"}
+            tasks[setting, seed] = generator_task(data, target_teacher, student, config, **how)
+            row = {"setting": setting, "seed": seed, "branch": branch, "first_task_top1": first.top1}
+            rows.append(row | convergence(tasks[setting, seed], target))
     return rows, tasks
+
+
+def _teacher(data: Dataset, name: str, values: Mapping, seed: int, title: str) -> Trained:
+    """The `teacher` or the `next teacher` of a seed, with the checkpoint that the values name for it, if any."""
+    return teacher_for(
+        name,
+        data,
+        values.get(f"{title.replace(' ', '_')}_checkpoint", ""),
+        seed,
+        split=values.get("teacher_split", "private"),
+        epochs=values.get("teacher_epochs", 0),
+        description=f"{title}, seed {seed}",
+    )

@@ -62,8 +62,14 @@ def student_rate(config: LoopConfig, epoch: int) -> float:
 
 
 class GeneratorResult(NamedTuple):
-    """`history`: one row a round; `inner`: one row an inner step with the unweighted losses; `images` and `labels` (those asked for) of
-    the supply, oldest first; `seconds` by phase."""
+    """What a loop of synthesis and distillation leaves.
+
+    Attributes:
+        history: one row a round.
+        inner: one row an inner step with the unweighted losses.
+        images, labels: of the supply, oldest first; the labels are those asked for.
+        seconds: by phase.
+    """
 
     history: list[dict]
     inner: list[dict]

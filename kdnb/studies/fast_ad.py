@@ -18,10 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdnb.choices import LAYOUTS
 from kdnb.data.augmentation import augment
 from kdnb.data.splits import OrderedSplit
 from kdnb.data.tensors import Dataset
-from kdnb.errors import InputError
+from kdnb.errors import InputError, check_name
 from kdnb.generators.fitting import FittedTeacher, fit_images, native_shape
 from kdnb.losses import kd_loss
 from kdnb.parameters import group
@@ -31,6 +32,8 @@ from kdnb.samplers.cadr import Guidance, GuidanceConfig
 from kdnb.samplers.diffusion import sample
 from kdnb.samplers.replay_buffer import ReplayBuffer
 from kdnb.training.evaluation import evaluate
+from kdnb.training.loop import check_layout
+from kdnb.training.recipe import MEMORY_FORMATS
 from kdnb.training.resume import Resumable
 from kdnb.training.schedules import multistep
 from kdnb.training.student_phase import student_phase
@@ -54,6 +57,7 @@ class OnlineConfig:
         crop_padding, flip: augmentation of buffer images (the released code has none).
         balanced: labels cycle through the classes instead of being drawn uniformly.
         eval_every: epochs between evaluations; the last is always evaluated.
+        layout: memory format of the student, as in `kdnb.training.recipe.Recipe`.
     """
 
     epochs: int = 200
@@ -72,8 +76,10 @@ class OnlineConfig:
     flip: bool = False
     balanced: bool = False
     eval_every: int = 1
+    layout: str = "contiguous"
 
     def __post_init__(self):
+        check_name("layout", self.layout, LAYOUTS)
         positive = {
             "epochs": self.epochs,
             "images_per_epoch": self.images_per_epoch,
@@ -167,7 +173,13 @@ def diffusion_source(
 
 @dataclass(frozen=True)
 class OnlineResult:
-    """History by epoch, the images last in the buffer, and seconds by phase."""
+    """What the online loop leaves.
+
+    Attributes:
+        history: one row an epoch.
+        images, labels: last in the buffer.
+        seconds: by phase.
+    """
 
     history: list[dict]
     images: Tensor
@@ -215,7 +227,8 @@ def distil_online(
     """
     device = test.device
     teacher.to(device).eval()
-    student.to(device)
+    check_layout(student, config.layout, device)
+    student.to(device, memory_format=MEMORY_FORMATS[config.layout])
     optimizer = torch.optim.SGD(student.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay)
     buffer = ReplayBuffer(config.buffer_size, image_shape, device)
     seed_everything(seed)
@@ -271,4 +284,5 @@ def _loss(
     images = augment(images, config.crop_padding, config.flip, rng)
     with torch.inference_mode():
         logits_t = teacher(images)
+    images = images.contiguous(memory_format=MEMORY_FORMATS[config.layout])
     return kd_loss(student(images), logits_t.clone(), config.temperature)

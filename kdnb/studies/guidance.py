@@ -87,7 +87,13 @@ def without_each_part(full: GuidanceConfig) -> dict[str, GuidanceConfig]:
 
 @dataclass(frozen=True)
 class Networks:
-    """Who guides, who checks, and who learns: teacher, independent judge, and the name of the student's architecture."""
+    """Who takes part.
+
+    Attributes:
+        teacher: guides, and is distilled.
+        judge: says what is in an image; it shared no data with the teacher.
+        student: name of its architecture.
+    """
 
     teacher: nn.Module
     judge: nn.Module

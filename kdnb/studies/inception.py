@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from kdnb.metrics import frechet_distance
 from kdnb.storage.paths import inception_weights
+from kdnb.training.evaluation import in_batches
 from kdnb.training.importers import read_weights
 
 
@@ -35,11 +36,10 @@ class InceptionDistance:
         """Distance of (M, C, H, W) images in [-1, 1], dimensionless."""
         return frechet_distance(self.features(images), self.real).item()
 
-    @torch.inference_mode()
     def features(self, images: Tensor, batch_size: int = 64) -> Tensor:
         """(N, 2048); the network takes bytes, and scales them to 299 x 299 itself."""
         pixels = ((images.expand(-1, 3, -1, -1).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-        return torch.cat([self.network(part)[0] for part in pixels.split(batch_size)]).clone()
+        return in_batches(lambda part: self.network(part)[0], pixels, batch_size)
 
 
 def _network(weights: Path) -> nn.Module:

@@ -6,7 +6,6 @@ written last. Every file carries the hash of its content, the index those of the
 
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdnb.data.crops import random_boxes, replay_crops
+from kdnb.data.crops import check_box_ranges, random_boxes, replay_crops
 from kdnb.errors import InputError
 from kdnb.losses.soft_labels import CompressedLabels, compress_labels, parse_mode, restore_labels
 from kdnb.progress import progress
@@ -59,48 +58,66 @@ class LabelStore:
         indices, probs = (None if part is None else part[images[:, None], crops] for part in (self.indices, self.probs))
         return restore_labels(CompressedLabels(indices, probs), self.mode, self.num_classes)
 
-    def draw(
-        self, images: Tensor, num_draw: int = 4, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """`num_draw` of the stored crops of each image, without replacement.
-
-        Args:
-            images: (B,) int64 positions of the images.
-            num_draw: m, 1 <= m <= M; FKD uses 4.
-            generator: on the CPU.
-        Returns:
-            boxes (B, m, 4), flips (B, m), distributions (B, m, K).
-        Raises:
-            InputError: more crops than are stored.
-        """
-        if not 1 <= num_draw <= self.num_crops:
-            raise InputError(f"num_draw must lie between 1 and the {self.num_crops} stored crops, got {num_draw}")
-        keys = torch.rand(len(images), self.num_crops, generator=generator)
-        crops = keys.topk(num_draw, dim=1).indices.to(
-            images.device
-        )  # the m largest of M random keys: a uniform subset, no permutation
-        return self.boxes[images[:, None], crops], self.flips[images[:, None], crops], self.labels(images, crops)
-
 
 # --- making --------------------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class StoreConfig:
+    """How the crops of a label store are drawn and the teacher's answers kept. Checked when made.
+
+    Attributes:
+        mode: a mode of `kdnb.losses.soft_labels`.
+        num_crops: M crops of every image; FKD keeps 500.
+        size: side of the crops the teacher sees, in pixels; None: that of the images.
+        scale, ratio: of `kdnb.data.crops.random_boxes`.
+        flip: whether half of the crops are mirrored.
+        temperature: of the teacher's softmax, > 0.
+        half: keep probabilities in float16.
+        batch_size: crops per teacher forward.
+        images_per_shard: images per file.
+    """
+
+    mode: str = "marginal_smoothing_k5"
+    num_crops: int = 50
+    size: int | None = None
+    scale: tuple[float, float] = (0.08, 0.936)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: bool = True
+    temperature: float = 1.0
+    half: bool = False
+    batch_size: int = 500
+    images_per_shard: int = 1000
+
+    def __post_init__(self):
+        parse_mode(self.mode)
+        check_box_ranges(self.scale, self.ratio)
+        for name in ("num_crops", "size", "batch_size", "images_per_shard"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise InputError(f"{name} of a label store must be >= 1, got {getattr(self, name)}")
+        if not self.temperature > 0:
+            raise InputError(f"temperature must be > 0, got {self.temperature}")
+
+    def recipe(self, images: Tensor, teacher: nn.Module, seed: int) -> dict:
+        """All that the labels depend on, as it stands in the index of a store."""
+        return {
+            "images": state_hash({"images": images}),
+            "teacher": state_hash(teacher.state_dict()),
+            "mode": self.mode,
+            "num_crops": self.num_crops,
+            "size": self.size or images.shape[-1],
+            "scale": list(self.scale),
+            "ratio": list(self.ratio),
+            "flip": self.flip,
+            "temperature": self.temperature,
+            "half": self.half,
+            "seed": seed,
+            "images_per_shard": self.images_per_shard,
+        }
+
+
 def make_store(
-    folder: Path,
-    images: Tensor,
-    teacher: nn.Module,
-    mode: str = "marginal_smoothing_k5",
-    num_crops: int = 50,
-    size: int | None = None,
-    *,
-    scale: tuple[float, float] = (0.08, 0.936),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
-    flip: bool = True,
-    temperature: float = 1.0,
-    half: bool = False,
-    seed: int = 0,
-    batch_size: int = 500,
-    images_per_shard: int = 1000,
+    folder: Path, images: Tensor, teacher: nn.Module, config: StoreConfig | None = None, *, seed: int = 0
 ) -> LabelStore:
     """Draw crops of every image, ask the teacher, compress, write. Finished shards of an interrupted call with the same settings are kept.
 
@@ -108,56 +125,26 @@ def make_store(
         folder: the store's own folder; a store of other settings in it is replaced.
         images: (N, C, H, W) float, N >= 1.
         teacher: classifier, run in eval mode without gradient; its mode is put back.
-        mode: a mode of `kdnb.losses.soft_labels`.
-        num_crops: M; FKD keeps 500.
-        size: side of the crops the teacher sees, in pixels; default that of the images.
-        scale, ratio: of `kdnb.data.crops.random_boxes`.
-        flip: whether half of the crops are mirrored.
-        temperature: of the teacher's softmax.
-        half: keep probabilities in float16.
+        config: default `StoreConfig()`.
         seed: of boxes and flips.
-        batch_size: crops per teacher forward.
-        images_per_shard: images per file.
     Returns:
         The store, read back from disk and verified.
     Raises:
-        InputError: unknown mode, a mode that keeps all classes, or a number out of range.
+        InputError: images that are none or not float, or a mode that keeps all classes.
 
     Source: Shen and Xing, ECCV 2022 (FKD). Deviations: no crop is lost where M is not a multiple of the batch; no pickles.
     """
-    parse_mode(mode)
-    if (
-        len(images) < 1
-        or not images.is_floating_point()
-        or min(num_crops, batch_size, images_per_shard) < 1
-        or not temperature > 0
-    ):
-        raise InputError(
-            "a label store needs float images, num_crops, batch_size and images_per_shard >= 1 and temperature > 0, got "
-            f"{len(images)} images of {images.dtype}, {num_crops}, {batch_size}, {images_per_shard}, {temperature}"
-        )
-    folder, size = Path(folder), size or images.shape[-1]
-    recipe = {
-        "images": state_hash({"images": images}),
-        "teacher": state_hash(teacher.state_dict()),
-        "mode": mode,
-        "num_crops": num_crops,
-        "size": size,
-        "scale": list(scale),
-        "ratio": list(ratio),
-        "flip": flip,
-        "temperature": temperature,
-        "half": half,
-        "seed": seed,
-        "images_per_shard": images_per_shard,
-    }
+    if len(images) < 1 or not images.is_floating_point():
+        raise InputError(f"a label store needs float images, got {len(images)} of {images.dtype}")
+    folder, config = Path(folder), config or StoreConfig()
+    recipe, size = config.recipe(images, teacher, seed), config.images_per_shard
     key, shards, num_classes = identity_key(recipe), [], None
-    for number in progress(range(-(-len(images) // images_per_shard)), "soft labels", whole=True):
+    for number in progress(range(-(-len(images) // size)), "soft labels", whole=True):
         shard = _finished(folder, number, key)
         if shard is None:
-            part = images[number * images_per_shard : (number + 1) * images_per_shard]
+            part = images[number * size : (number + 1) * size]
             boxes, flips = _draw_crops(part, recipe, generator_for(seed, "soft labels", number))
-            shard = {"recipe": key, **_ask(part, teacher, boxes, flips, recipe, batch_size)}
+            shard = {"recipe": key, **_ask(part, teacher, boxes, flips, recipe, config.batch_size)}
             save_state(_shard_path(folder, number), shard, _purpose(number))
         num_classes = shard["num_classes"]
         shards.append({"images": len(shard["boxes"]), "hash": _shard_hash(shard)})
@@ -303,42 +290,3 @@ def _purpose(number: int) -> str:
 
 def _shard_hash(shard: dict) -> str:
     return state_hash({name: shard[name] for name in _FIELDS if shard[name] is not None})
-
-
-# --- training ------------------------------------------------------------------------------------------------------------------
-
-
-def replay_epoch(
-    store: LabelStore,
-    images: Tensor,
-    size: int,
-    num_draw: int = 4,
-    batch_size: int = 256,
-    seed: int = 0,
-    epoch: int = 0,
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Batches of one pass over the images with m crops of each; order and crops are functions of (seed, epoch).
-
-    A pass shows each image m times and counts as m epochs of ordinary training.
-
-    Args:
-        store: labels of these images, on their device.
-        images: (N, C, H, W).
-        size: side of the crops, in pixels.
-        num_draw: m crops of each image.
-        batch_size: crops per batch, at most; a batch has ceil(batch_size / m) images.
-        seed, epoch: zero-based.
-    Yields:
-        crops (b, C, size, size), targets (b, K), positions (b,) of the images they are from; crops of an image are neighbours, so
-        `crops.view(-1, m, ...)` is what `kdnb.losses.soft_labels.self_mix` takes.
-
-    Source: Shen and Xing, ECCV 2022 (FKD).
-    """
-    if len(store) != len(images):
-        raise InputError(f"the store has labels of {len(store)} images, got {len(images)}")
-    order = torch.randperm(len(images), generator=generator_for(seed, "order", epoch)).to(images.device)
-    generator = generator_for(seed, "crops", epoch)
-    for chosen in order.split(-(-batch_size // num_draw)):
-        boxes, flips, targets = store.draw(chosen, num_draw, generator)
-        crops = replay_crops(images[chosen], boxes, flips, size)
-        yield crops.flatten(0, 1), targets.flatten(0, 1), chosen.repeat_interleave(num_draw)

@@ -35,7 +35,13 @@ _CHUNK = 500  # images of one forward pass in evaluation
 
 
 class ClassSplit(NamedTuple):
-    """A data set cut in two: classes 0..num_known-1 keep their labels, the others lose theirs (label -1 in training)."""
+    """A data set cut in two: classes 0..num_known-1 keep their labels, the others lose theirs.
+
+    Attributes:
+        num_known, num_novel: classes of each kind.
+        known, novel: training images; the labels of novel ones are -1.
+        test, test_known: all test images, and those of known classes.
+    """
 
     num_known: int
     num_novel: int
@@ -198,7 +204,7 @@ class DiscoveryNet(nn.Module):
             for _ in range(num_heads)
         )
         self.novel = nn.Parameter(torch.randn(num_heads, num_novel, width))
-        self.head = 0  # which head speaks in eval mode
+        self.head = 0  # the head that answers in eval mode
 
     def forward(self, x: Tensor, return_features: bool = False):
         pooled = self.encoder(_unstack(x, self.channels), return_features=True).pooled

@@ -14,12 +14,18 @@ from kdnb.generators.diffusion import DiffusionPrior, build_prior, linear_alphas
 from kdnb.progress import progress
 from kdnb.randomness import generator_for, seed_everything
 from kdnb.storage.cache import artifact
+from kdnb.training.importers import match_weights, read_weights
 from kdnb.training.resume import Resumable, stop_if_not_finite
 from kdnb.training.schedules import warm_cosine
 
 
 class PriorFit(NamedTuple):
-    """A trained prior (averaged weights) and the (steps,) epsilon losses on the CPU."""
+    """A trained prior.
+
+    Attributes:
+        prior: with averaged weights.
+        losses: (steps,) epsilon losses, on the CPU.
+    """
 
     prior: DiffusionPrior
     losses: Tensor
@@ -70,11 +76,7 @@ def train_prior(
 
     Source: Ho, Jain, Abbeel, NeurIPS 2020, equation 14.
     """
-    if images.dim() != 4 or not len(images) or steps < 1 or batch_size < 1 or lr <= 0 or not 0 <= ema_decay < 1:
-        raise InputError(
-            f"a prior needs images (N, C, H, W), steps and batch_size >= 1, lr > 0 and 0 <= ema_decay < 1, got images "
-            f"{tuple(images.shape)}, {steps}, {batch_size}, {lr} and {ema_decay}"
-        )
+    _check_prior(images, steps, batch_size, lr, ema_decay)
     recipe = {"steps": steps, "batch_size": batch_size, "lr": lr, "ema_decay": ema_decay, "seed": seed}
     alphas = linear_alphas_cumprod() if alphas_cumprod is None else alphas_cumprod
     alphas_device = alphas.to(images)
@@ -83,10 +85,8 @@ def train_prior(
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(parameters, lr, betas=(0.9, 0.99))
     seed_everything(seed)
-    start = {
-        "averages": [parameter.detach().clone() for parameter in parameters],
-        "losses": torch.zeros(steps, device=images.device),
-    }
+    averages = [parameter.detach().clone() for parameter in parameters]
+    start = {"averages": averages, "losses": torch.zeros(steps, device=images.device)}
 
     def check() -> None:
         stop_if_not_finite("diffusion prior", {"the loss": losses})
@@ -96,20 +96,11 @@ def train_prior(
     averages, losses = work["averages"], work["losses"]
 
     for step in progress(range(work.done, steps), "diffusion prior", steps, work.done):
-        x_t, t, eps = _noisy_batch(
-            images, alphas_device, batch_size, generator_for(seed, "prior", step, device=images.device)
-        )
-        loss = F.mse_loss(model(x_t, t).sample, eps)
+        generator = generator_for(seed, "prior", step, device=images.device)
         for group in optimizer.param_groups:
             group["lr"] = lr * warm_cosine(step, steps)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        torch._foreach_lerp_(
-            averages, [parameter.detach() for parameter in parameters], 1 - ema_decay_at(step, ema_decay)
-        )
-        losses[step] = loss.detach()
+        losses[step] = _prior_step(model, optimizer, *_noisy_batch(images, alphas_device, batch_size, generator))
+        torch._foreach_lerp_(averages, [part.detach() for part in parameters], 1 - ema_decay_at(step, ema_decay))
         work.save(step + 1)
 
     check()
@@ -117,6 +108,24 @@ def train_prior(
         for parameter, average in zip(parameters, averages, strict=True):
             parameter.copy_(average)
     return PriorFit(DiffusionPrior(model, alphas.to(images.device)), losses.cpu())
+
+
+def _check_prior(images: Tensor, steps: int, batch_size: int, lr: float, ema_decay: float) -> None:
+    if images.dim() != 4 or not len(images) or steps < 1 or batch_size < 1 or lr <= 0 or not 0 <= ema_decay < 1:
+        raise InputError(
+            f"a prior needs images (N, C, H, W), steps and batch_size >= 1, lr > 0 and 0 <= ema_decay < 1, got images "
+            f"{tuple(images.shape)}, {steps}, {batch_size}, {lr} and {ema_decay}"
+        )
+
+
+def _prior_step(model: nn.Module, optimizer: torch.optim.Optimizer, x_t: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+    """One optimiser step on one batch; its loss."""
+    loss = F.mse_loss(model(x_t, t).sample, eps)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    return loss.detach()
 
 
 def _noisy_batch(
@@ -148,10 +157,13 @@ def trained_prior(
     Args:
         steps, batch_size, lr: of `train_prior`.
         architecture: name of `kdnb.generators.diffusion.PRIORS`.
-        folder: a local diffusers folder to load instead; then nothing is trained and the loss is empty.
+        folder: a local diffusers folder to load instead, or a file of weights for `architecture` in any form that
+            `kdnb.training.importers` reads; then nothing is trained and the loss is empty.
         domain: what the prior is trained on, see `kdnb.data.domains.prior_domain`; None: all public images.
     """
     device = data.public.device
+    if folder and Path(folder).is_file():
+        return _prior_from_file(Path(folder), architecture, data).to(device), []
     if folder:
         return load_prior(Path(folder)).to(device), []
     domain = domain or prior_domain(data)
@@ -178,3 +190,11 @@ def trained_prior(
     model = build_prior(architecture, data.channels, data.image_size)
     model.load_state_dict(state["model"])
     return DiffusionPrior(model).to(device), state["losses"].tolist()
+
+
+def _prior_from_file(path: Path, architecture: str, data: Dataset) -> DiffusionPrior:
+    """Weights alone say nothing of a schedule: it is the linear one, and the noise is estimated."""
+    model = build_prior(architecture, data.channels, data.image_size)
+    wanted = f"{architecture} of {data.channels}x{data.image_size}x{data.image_size}"
+    model.load_state_dict(match_weights(read_weights(path), model.state_dict(), "", f"file {path.name}", wanted))
+    return DiffusionPrior(model)

@@ -103,7 +103,12 @@ def new_generator(config: GeneratorConfig, data: Dataset, seed: int) -> nn.Modul
 
 
 class Task(NamedTuple):
-    """One teacher's students and generator: `student` and `generator` in eval mode, and what `GeneratorResult` holds."""
+    """One teacher's student and generator.
+
+    Attributes:
+        student, generator: in eval mode.
+        history, inner, images, labels, seconds: as in `kdnb.studies.datafree_loop.GeneratorResult`.
+    """
 
     student: nn.Module
     generator: nn.Module

@@ -25,7 +25,14 @@ from kdnb.training.teachers import fresh
 
 
 class Thresholds(NamedTuple):
-    """FerKD's borders on the teacher's confidence, and the smoothing of context crops; the published values are not known."""
+    """FerKD's borders on the teacher's confidence; the published values are not known.
+
+    Attributes:
+        low: below it crops are discarded as too hard.
+        middle: from here on they keep the teacher's answer; between low and middle they are context, with the smoothed true label.
+        top: above it they are discarded as too easy.
+        smoothing: of the labels of context crops.
+    """
 
     low: float = 0.3
     middle: float = 0.5

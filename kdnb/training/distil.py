@@ -21,7 +21,12 @@ from kdnb.training.teachers import Model, Trained, fresh
 
 
 class Setting(NamedTuple):
-    """A method with hyper-parameters over its published ones."""
+    """What a student is trained by.
+
+    Attributes:
+        method: name of `kdnb.methods.METHODS`.
+        hyper: hyper-parameters over the published ones.
+    """
 
     method: str
     hyper: dict = {}
@@ -57,7 +62,15 @@ def student_recipe(data: Dataset, milestones: Sequence[int] = (), **values) -> R
 
 
 class Distilled(NamedTuple):
-    """A trained student in eval mode with its method (which predicts), the history of its epochs, seconds, and the name of its recipe."""
+    """A trained student.
+
+    Attributes:
+        student: in eval mode.
+        method: the bound method, which predicts.
+        history: a row for each epoch.
+        seconds: of training.
+        key: name of its recipe in the cache.
+    """
 
     student: nn.Module
     method: nn.Module

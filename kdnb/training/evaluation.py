@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdnb.data.splits import OrderedSplit
+from kdnb.rehearsal import batch_for, cut
 
 
 @torch.inference_mode()
@@ -40,13 +41,27 @@ def predict_logits(model: nn.Module, images: Tensor, batch_size: int = 500) -> T
     """Logits of many images in eval mode, (N, K)."""
     training = model.training
     model.eval()
-    parts = [model(images[start : start + batch_size]) for start in range(0, len(images), batch_size)]
+    logits = in_batches(model, images, batch_size)
     model.train(training)
-    return torch.cat(parts).clone()
+    return logits
 
 
 @torch.inference_mode()
 def pooled_features(model: nn.Module, images: Tensor, batch_size: int = 500) -> Tensor:
     """(N, D) pooled features in eval mode: the embedded feature space of the Frechet distance."""
     model.eval()
-    return torch.cat([model(part, return_features=True).pooled for part in images.split(batch_size)]).clone()
+    return in_batches(lambda part: model(part, return_features=True).pooled, images, batch_size)
+
+
+@torch.inference_mode()
+def in_batches(function: Callable[[Tensor], Tensor], images: Tensor, batch_size: int) -> Tensor:
+    """A function of batches, (B, C, H, W) to (B, D), over all of (N, C, H, W); (N, D).
+
+    A rehearsal asks for the first batch alone, and repeats it: what follows needs the shape.
+    """
+    size = batch_for(batch_size)
+    starts = cut(range(0, len(images), size), "batch of outputs", most=1)
+    found = torch.cat([function(images[start : start + size]) for start in starts])
+    if len(found) < len(images):
+        found = found.repeat(-(-len(images) // len(found)), 1)[: len(images)]
+    return found.clone()

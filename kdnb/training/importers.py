@@ -4,6 +4,7 @@ Known forms (the networks have the same names inside, so no key is translated):
     mdistiller, RepDistiller, SDD, SimKD   {"model": weights, "epoch": ..., "optimizer": ...}
     mdistiller's run files                 {"model": {"module.student.*", "module.teacher.*", ...}, ...}
     CMI, Fast-Datafree, timm               {"state_dict": weights, ...}
+    Fast-AD                                {"model_state_dict": weights, "optimizer_state_dict": ..., "epoch": ...}
     torchvision, timm                      weights
     kdnb                                   state files (`kdnb.storage.checkpoints`), plain safetensors
 """
@@ -30,14 +31,19 @@ from kdnb.storage.checkpoints import parse_state, state_hash
 _MAX_FILE = 2 * 2**30  # bytes; ResNet-152 with its optimiser has half a gigabyte
 _MAX_PICKLE = 64 * 2**20  # bytes of the structure inside; the tensors are beside it
 _MAX_ENTRIES = 100_000
-_WRAPPERS = ("model", "state_dict", "student")  # where a file keeps the weights
+_WRAPPERS = ("model", "state_dict", "model_state_dict", "student")  # where a file keeps the weights
 _PREFIXES = ("module.", "_orig_mod.")  # left by DataParallel and torch.compile
 PARTS = ("student", "teacher")
 _COUNTER = ".num_batches_tracked"
 
 
 class Imported(NamedTuple):
-    """A classifier in eval mode with imported weights, and their identity (`kdnb.storage.checkpoints.state_hash`)."""
+    """A classifier with imported weights.
+
+    Attributes:
+        model: in eval mode.
+        hash: identity of the weights (`kdnb.storage.checkpoints.state_hash`).
+    """
 
     model: nn.Module
     hash: str

@@ -4,7 +4,7 @@ A killed `fit` continues from its last checkpoint and ends with the same bits as
 of the step, the order of an epoch and every augmentation are functions of (seed, epoch, step), and the rest is in the checkpoint.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from kdnb.errors import InputError
 from kdnb.methods.base import Method
 from kdnb.models.frozen import batch_statistics
 from kdnb.models.taps import as_classifier, gives_features
+from kdnb.processes import parts_of_a_batch, share_batch_norm, sum_gradients, team, together
 from kdnb.progress import progress
 from kdnb.randomness import generator_for, seed_everything
 from kdnb.rehearsal import cut, rehearsing
@@ -31,7 +32,12 @@ from kdnb.training.resume import Resumable, stop_if_not_finite
 
 @dataclass(frozen=True)
 class Fit:
-    """What `fit` found. The headline is the last epoch; the best one is reported beside it."""
+    """What `fit` found. The headline is the last epoch; the best one is reported beside it.
+
+    Attributes:
+        history: a row for each epoch: `epoch`, `lr`, the mean of each term, and `top1` where it was evaluated.
+        seconds: of the whole training, before a kill included.
+    """
 
     history: list[dict]
     seconds: float
@@ -75,8 +81,9 @@ def fit(
     method = method or methods.build("ce")
     _check_fit(student, train, method, teacher, recipe)
     student, teacher = _with_features(train, train.device, student, teacher)
+    share_batch_norm(student, teacher)
     trainer = _Trainer(student, teacher, method, recipe, train.device)
-    steps_per_epoch = len(train) // recipe.batch_size + (len(train) % recipe.batch_size > 1)
+    steps = _steps_per_epoch(train, recipe)
     seed_everything(seed)
 
     def check() -> None:
@@ -88,21 +95,13 @@ def fit(
 
     history = work["history"]  # a row for each epoch done; `work.done` counts steps
     for epoch in progress(range(len(history), recipe.epochs), description, recipe.epochs, len(history)):
-        steps = range(max(work.done - epoch * steps_per_epoch, 0), steps_per_epoch)
-        order = _whole(train).permutation(seed, epoch).to(train.device) if method.needs_indices else None
-        batches = zip(steps, train.epoch(seed, epoch, recipe.batch_size, steps), strict=True)
-        for step, (images, labels) in cut(batches, "step", len(steps)):
-            total_step = epoch * steps_per_epoch + step
-            indices = None if order is None else order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
-            generator = generator_for(seed, "augment", total_step, device=train.device)
-            rate = learning_rate(recipe, total_step, steps_per_epoch)
-            terms = trainer.step(images, labels, indices, generator, rate, epoch)
-            _accumulate(work["sums"], terms, total_step)
-            work.save(total_step + 1)
+        for step, terms in trainer.epoch(train, seed, epoch, max(work.done, epoch * steps)):
+            _accumulate(work["sums"], terms, step)
+            work.save(step + 1)
 
         check()
-        row = {"epoch": epoch + 1, "lr": learning_rate(recipe, (epoch + 1) * steps_per_epoch - 1, steps_per_epoch)}
-        row |= {f"train_{name}": (total / steps_per_epoch).item() for name, total in _terms(work["sums"]).items()}
+        row = {"epoch": epoch + 1, "lr": learning_rate(recipe, (epoch + 1) * steps - 1, steps)}
+        row |= {f"train_{name}": (total / steps).item() for name, total in _terms(work["sums"]).items()}
         last = epoch + 1 == recipe.epochs or rehearsing()  # a rehearsal may stop after its first epoch
         if last or (epoch + 1) % recipe.eval_every == 0:
             row |= trainer.evaluate(test)
@@ -111,9 +110,14 @@ def fit(
         if log:
             log(**row)
 
-    work.save(recipe.epochs * steps_per_epoch, last=True)
+    work.save(recipe.epochs * steps, last=True)
     trainer.finish()
     return Fit(history, work.seconds)
+
+
+def _steps_per_epoch(train: AnySplit, recipe: Recipe) -> int:
+    """Batches of a pass; a last batch of one image is left out, batch norm can't use it."""
+    return len(train) // recipe.batch_size + (len(train) % recipe.batch_size > 1)
 
 
 class _Trainer:
@@ -146,6 +150,19 @@ class _Trainer:
         if self.averaged is not None:
             self.parts["averaged"] = self.averaged
 
+    def epoch(self, train: AnySplit, seed: int, epoch: int, first_step: int) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        """The steps of an epoch from `first_step` on, steps counted from the beginning of the training: number and terms of each."""
+        size, count = self.recipe.batch_size, _steps_per_epoch(train, self.recipe)
+        steps = range(first_step - epoch * count, count)
+        order = _whole(train).permutation(seed, epoch).to(self.device) if self.method.needs_indices else None
+        batches = zip(steps, train.epoch(seed, epoch, size, steps), strict=True)
+        for step, (images, labels) in cut(batches, "step", len(steps)):
+            total_step = epoch * count + step
+            indices = None if order is None else order[step * size : (step + 1) * size]
+            generator = generator_for(seed, "augment", total_step, device=self.device)
+            rate = learning_rate(self.recipe, total_step, count)
+            yield total_step, self.step(images, labels, indices, generator, rate, epoch)
+
     def step(
         self,
         images: Tensor,
@@ -161,13 +178,12 @@ class _Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         with _autocast(self.recipe, self.device):
-            features_t = _teacher_features(self.teacher, views, self.method, self.memory_format)
-            asked = _asked("student", self.method)
-            features_s = [self.forward(view.to(memory_format=self.memory_format), **asked) for view in views]
+            features_s, features_t = self._features(views, len(images))
             terms = self.method(_single(features_s), _single(features_t), labels, epoch + 1, **extra)
             loss = sum(terms.values())
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
+        self.scaler.scale(loss / team().count).backward()
+        sum_gradients(self.parameters)
         if self.recipe.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip_norm)
@@ -176,6 +192,14 @@ class _Trainer:
         if self.averaged is not None:
             self.averaged.update_parameters(nn.ModuleList([self.student, self.method]))
         return terms
+
+    def _features(self, views: list[Tensor], size: int) -> tuple[list, list]:
+        """What student and teacher see in a batch; of several processes each computes a part (`kdnb.processes`)."""
+        views, asked = [view[team().part(size)] for view in views], _asked("student", self.method)
+        with parts_of_a_batch(size):
+            features_t = _teacher_features(self.teacher, views, self.method, self.memory_format)
+            features_s = [self.forward(view.to(memory_format=self.memory_format), **asked) for view in views]
+        return [together(one, size) for one in features_s], [together(one, size) for one in features_t]
 
     def evaluate(self, test: OrderedSplit) -> dict[str, float]:
         """Accuracy of the student, or of its average, as the method predicts with it."""
@@ -208,7 +232,9 @@ def _check_fit(
     if isinstance(train, Split):
         _check_images(train.images)
         _check_labels(train.labels, student)
-    _check_layout(student, recipe, train.device)
+    check_layout(student, recipe.layout, train.device)
+    if recipe.compile and team().count > 1:
+        raise InputError("compile is for training in one process, and there are several")
 
 
 def _check_images(images: Tensor) -> None:
@@ -248,7 +274,7 @@ def _with_features(train: AnySplit, device: torch.device, *models: nn.Module | N
     ]
 
 
-def _check_layout(student: nn.Module, recipe: Recipe, device: torch.device) -> None:
+def check_layout(student: nn.Module, layout: str, device: torch.device) -> None:
     """torch 2.15 on a CPU kills the process in the backward pass of a narrow 1 x 1 convolution with stride in channels_last."""
     narrow = any(
         isinstance(module, nn.Conv2d)
@@ -257,7 +283,7 @@ def _check_layout(student: nn.Module, recipe: Recipe, device: torch.device) -> N
         and module.stride != (1, 1)
         for module in student.modules()
     )
-    if narrow and recipe.layout == "channels_last" and device.type == "cpu":
+    if narrow and layout == "channels_last" and device.type == "cpu":
         raise InputError(
             "layout must be contiguous for a student with stages under 8 channels on a CPU: channels_last crashes there"
         )
@@ -290,8 +316,8 @@ def _teacher_features(teacher: nn.Module | None, views: list[Tensor], method: nn
     if teacher is None or not method.needs_teacher:
         return [None] * len(views)
     asked = _asked("teacher", method)
-    lent = batch_statistics(teacher) if method.batch_statistics else nullcontext()
-    with torch.inference_mode(), lent:
+    statistics = batch_statistics(teacher) if method.batch_statistics else nullcontext()
+    with torch.inference_mode(), statistics:
         outputs = [teacher(view.to(memory_format=memory_format), **asked) for view in views]
     return [_constants(output, method.needs_features) for output in outputs]
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kdnb.errors import InputError
+from kdnb.processes import team
 from kdnb.randomness import random_state, set_random_state
 from kdnb.rehearsal import seldom
 from kdnb.storage.checkpoints import Checkpointer
@@ -57,6 +58,7 @@ class Resumable:
         self.done, self._spent = 0, 0.0
         if restored := self._saver.load():
             self._restore(*restored, device)
+        team().wait()  # before the leader replaces what the others are reading
         self._kept = self.done
         self._started = self._saved = time.monotonic()
 
@@ -72,7 +74,7 @@ class Resumable:
 
     def save(self, done: int, last: bool = False) -> None:
         """Write a checkpoint after step `done`: if the last one is `SAVE_EVERY` seconds old, or if the routine ends here."""
-        if self._saver.folder is None or done == self._kept:
+        if self._saver.folder is None or done == self._kept or not team().leads:
             return
         if not last and time.monotonic() - self._saved <= SAVE_EVERY:
             return
@@ -85,9 +87,10 @@ class Resumable:
         self._kept, self._saved = done, time.monotonic()
 
     def _restore(self, done: int, state: dict, device: torch.device | None) -> None:
-        if state["made_from"] != self._made_from:
+        made_from = state.get("made_from", state.get("recipe"))  # its name in checkpoints of 0.1
+        if made_from != self._made_from:
             raise InputError(
-                f"the folder holds checkpoints of other work: {state['made_from']}, asked for {self._made_from}; "
+                f"the folder holds checkpoints of other work: {made_from}, asked for {self._made_from}; "
                 "empty it or use another"
             )
         for name, part in self._parts.items():

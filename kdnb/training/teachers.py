@@ -41,6 +41,7 @@ TEACHER_RECIPES = {
     "fashion_mnist": dataclasses.replace(_ONE_CYCLE, epochs=10, batch_size=128),
     "cifar10": _CIFAR_SCRATCH,  # as CMI and AEAHL-RG train theirs
     "cifar100": _CIFAR_SCRATCH,
+    "imagenet": dataclasses.replace(_CIFAR_SCRATCH, epochs=90, milestones=(30, 60), lr_gamma=0.1),  # as torchvision
 }
 
 
@@ -58,7 +59,13 @@ def teacher_recipe(data: Dataset, **changes) -> Recipe:
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained classifier, in eval mode, with its history and the hash of its weights."""
+    """A trained classifier.
+
+    Attributes:
+        model: in eval mode.
+        history: a row for each epoch; for imported weights one row, epoch 0.
+        hash: of its weights.
+    """
 
     model: nn.Module
     history: list[dict]

@@ -11,27 +11,7 @@ from kdnb.randomness import generator_for
 from kdnb.storage.checkpoints import Checkpointer
 from kdnb.training import loop
 from kdnb.training.recipe import Recipe
-
-
-def write_picture(path, height, width, seed=0, mode="RGB", **options):
-    """A smooth random picture, so that JPEG and resampling barely change it."""
-    coarse = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), dtype=np.uint8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).convert(mode).save(path, **options)
-    return path
-
-
-def make_split(folder, num=7, **kwargs):
-    names = [f"{index}.png" for index in range(num)]
-    for index, name in enumerate(names):
-        write_picture(folder / name, 20 + index, 30 - index, index)
-    return FolderSplit(
-        folder,
-        names,
-        torch.arange(num) % 3,
-        **{"image_size": 16, "training": "random_resized_crop", "workers": 2} | kwargs,
-    )
-
+from tests.material import make_split, write_picture
 
 # --- one picture ---------------------------------------------------------------------------------------------------------------
 

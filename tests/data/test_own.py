@@ -3,23 +3,16 @@
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from kdnb import parameters
 from kdnb.data import class_count, known, load, own_arrays, own_images
 from kdnb.data.check import check_files
 from kdnb.errors import InputError
+from tests.material import write_noise
 
 torch.set_num_threads(1)
-
-
-def draw(path, value, size=(24, 24), mode="RGB"):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    noise = np.random.default_rng(value).integers(0, 100, (size[1], size[0], 3), dtype=np.uint8)
-    Image.fromarray(noise + np.uint8(value)).convert(mode).save(path)
 
 
 @pytest.fixture
@@ -27,7 +20,7 @@ def pets(tmp_path):
     root = tmp_path / "pets"
     for number, name in enumerate(("cat", "dog", "eel")):
         for index in range(10):
-            draw(root / name / f"{index}.png", 40 * number + index)
+            write_noise(root / name / f"{index}.png", 40 * number + index)
     return root
 
 
@@ -55,7 +48,7 @@ def test_a_test_folder_is_kept_as_it_is(pets, test):
     (pets / "train").mkdir()
     for name in ("cat", "dog", "eel"):
         (pets / name).rename(pets / "train" / name)
-        draw(pets / test / name / "deep" / "x.JPG", 3)
+        write_noise(pets / test / name / "deep" / "x.JPG", 3)
     data = load(f"folder:{pets}")
     assert len(data.train) == 30 and data.test.labels.tolist() == [0, 1, 2]
 
@@ -78,14 +71,14 @@ def test_size_channels_and_flip_can_be_set(pets):
 
 
 def test_grey_folders_have_one_channel_and_mixed_ones_are_refused(pets):
-    draw(pets / "dog" / "grey.png", 1, mode="L")
+    write_noise(pets / "dog" / "grey.png", 1, mode="L")
     with pytest.raises(InputError, match=r"pets mixes grey pictures \(dog/grey.png\).*channels:3 after the folder"):
         load(f"folder:{pets}")
     assert load(f"folder:{pets} channels:3").channels == 3
     for path in pets.rglob("*.png"):
-        draw(path, 5, mode="L")
+        write_noise(path, 5, mode="L")
         path.rename(path.with_suffix(".PNG"))
-    draw(pets / "dog" / "9.PNG", 90, mode="L")
+    write_noise(pets / "dog" / "9.PNG", 90, mode="L")
     assert load(f"folder:{pets}").channels == 1
 
 
@@ -125,7 +118,7 @@ def other_classes(root):
     (root / "train").mkdir()
     for name in ("cat", "dog", "eel"):
         (root / name).rename(root / "train" / name)
-        draw(root / "val" / name.replace("eel", "elk") / "x.png", 1)
+        write_noise(root / "val" / name.replace("eel", "elk") / "x.png", 1)
 
 
 def only_test(root):

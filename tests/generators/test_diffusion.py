@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from kdnb.errors import InputError
-from kdnb.generators.diffusion import DiffusionPrior, build_prior, linear_alphas_cumprod, load_prior, save_prior
+from kdnb.generators.diffusion import DiffusionPrior, build_prior, linear_alphas_cumprod, load_prior
 from kdnb.randomness import generator_for
 from kdnb.studies import prior
 from kdnb.studies.prior import ema_decay_at, train_prior
 from kdnb.training.schedules import warm_cosine
+from tests.material import DroppingDenoiser
 
 TINY = {"widths": (8,), "norm_groups": 4, "shuffle": 2}
 
@@ -28,20 +29,6 @@ class Constant(nn.Module):
 
     def forward(self, x_t, t):
         return SimpleNamespace(sample=self.output.expand_as(x_t))
-
-
-class Dropping(nn.Module):
-    """A small denoiser whose dropout uses the global random state: resumption must put that back too."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(1)
-        self.layers = nn.Sequential(
-            nn.Conv2d(1, 4, 3, padding=1), nn.SiLU(), nn.Dropout(0.2), nn.Conv2d(4, 1, 3, padding=1)
-        )
-
-    def forward(self, x_t, t):
-        return SimpleNamespace(sample=self.layers(x_t))
 
 
 @pytest.fixture
@@ -90,7 +77,7 @@ def test_channels_of_a_learned_variance_are_ignored():
 
 
 def test_prior_is_frozen_in_eval_mode_and_still_passes_gradients_to_the_images():
-    prior = DiffusionPrior(Dropping())
+    prior = DiffusionPrior(DroppingDenoiser())
     x_t = torch.ones(1, 1, 4, 4, requires_grad=True)
     prior.epsilon(x_t, 3).sum().backward()
     assert not prior.model.training and x_t.grad.abs().sum() > 0
@@ -100,12 +87,12 @@ def test_prior_is_frozen_in_eval_mode_and_still_passes_gradients_to_the_images()
 @pytest.mark.parametrize("alphas", [[0.9, 0.9], [0.5, 0.9], [1.0, 0.5], [0.5, 0.0], [0.9, float("nan")], [[0.9, 0.5]]])
 def test_a_schedule_that_does_not_fall_inside_0_and_1_is_refused(alphas):
     with pytest.raises(InputError, match="alphas_cumprod"):
-        DiffusionPrior(Dropping(), torch.tensor(alphas))
+        DiffusionPrior(DroppingDenoiser(), torch.tensor(alphas))
 
 
 def test_an_unknown_prediction_type_is_refused_with_the_nearest():
     with pytest.raises(InputError, match="did you mean 'epsilon'"):
-        DiffusionPrior(Dropping(), prediction_type="epsilom")
+        DiffusionPrior(DroppingDenoiser(), prediction_type="epsilom")
 
 
 # --- building ------------------------------------------------------------------------------------------------------------------
@@ -173,7 +160,7 @@ def test_learning_rate_rises_then_falls_to_almost_zero():
 
 def test_first_step_leaves_the_stated_average(images):
     """One step by hand: Adam's first update is lr * sign(gradient) up to its epsilon, and the average is 0.1 old + 0.9 new."""
-    model = Dropping().eval()
+    model = DroppingDenoiser().eval()
     before = [parameter.detach().clone() for parameter in model.parameters()]
     train_prior(model, images, steps=1, lr=0.01, ema_decay=0.995)
     for old, new in zip(before, model.parameters(), strict=True):
@@ -196,7 +183,7 @@ def test_training_equals_the_equations_written_out(images):
     """The loop once more in plain steps: draws, forward process, clipped gradient, Adam with decay, warm cosine, average."""
     steps, batch_size, lr, ema_decay, seed = 30, 3, 0.02, 0.3, 5
     images = images * 20  # gradients above the limit, so that clipping matters
-    model = Dropping()
+    model = DroppingDenoiser()
     model.layers[2].p = 0.0
     weights = [parameter.detach().clone().requires_grad_() for parameter in model.parameters()]
     first, second, averages = [
@@ -255,15 +242,15 @@ def _stop_before(stop):
 @pytest.mark.parametrize("stops", [[1], [5], [9], [2, 2, 7]])
 def test_resumed_training_ends_with_the_same_bits(images, tmp_path, monkeypatch, stops):
     settings = {"steps": 10, "batch_size": 4, "lr": 0.01, "seed": 3}
-    whole = train_prior(Dropping(), images, **settings)
+    whole = train_prior(DroppingDenoiser(), images, **settings)
 
     monkeypatch.setattr("kdnb.training.resume.SAVE_EVERY", -1.0)
     for stop in stops:
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(prior, "progress", _stop_before(stop))
-            train_prior(Dropping(), images, folder=tmp_path, **settings)
+            train_prior(DroppingDenoiser(), images, folder=tmp_path, **settings)
         torch.manual_seed(99)  # another process would not have the old random state
-    resumed = train_prior(Dropping(), images, folder=tmp_path, **settings)
+    resumed = train_prior(DroppingDenoiser(), images, folder=tmp_path, **settings)
 
     assert torch.equal(whole.losses, resumed.losses)
     for one, other in zip(whole.prior.model.parameters(), resumed.prior.model.parameters(), strict=True):
@@ -271,21 +258,21 @@ def test_resumed_training_ends_with_the_same_bits(images, tmp_path, monkeypatch,
 
 
 def test_seed_decides_the_draws(images):
-    losses = [train_prior(Dropping(), images, steps=3, seed=seed).losses for seed in (0, 0, 1)]
+    losses = [train_prior(DroppingDenoiser(), images, steps=3, seed=seed).losses for seed in (0, 0, 1)]
     assert torch.equal(losses[0], losses[1]) and not torch.equal(losses[0], losses[2])
 
 
 def test_checkpoints_of_another_recipe_are_refused(images, tmp_path, monkeypatch):
     monkeypatch.setattr("kdnb.training.resume.SAVE_EVERY", -1.0)
-    train_prior(Dropping(), images, steps=2, folder=tmp_path)
+    train_prior(DroppingDenoiser(), images, steps=2, folder=tmp_path)
     with pytest.raises(InputError, match="other work"):
-        train_prior(Dropping(), images, steps=3, folder=tmp_path)
+        train_prior(DroppingDenoiser(), images, steps=3, folder=tmp_path)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(images):
     images[:] = float("nan")
     with pytest.raises(FloatingPointError, match="at step 0"):
-        train_prior(Dropping(), images, steps=2)
+        train_prior(DroppingDenoiser(), images, steps=2)
 
 
 @pytest.mark.parametrize(
@@ -293,7 +280,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(images):
 )
 def test_numbers_out_of_range_are_refused(images, wrong):
     with pytest.raises(InputError, match="a prior needs"):
-        train_prior(Dropping(), images, **wrong)
+        train_prior(DroppingDenoiser(), images, **wrong)
 
 
 # --- folders -------------------------------------------------------------------------------------------------------------------
@@ -301,12 +288,18 @@ def test_numbers_out_of_range_are_refused(images, wrong):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
+    from diffusers import DDPMScheduler
+
     torch.manual_seed(0)
     prior = DiffusionPrior(
         build_prior("compact_unet", 1, 8, **TINY), linear_alphas_cumprod(200, 1e-3, 0.05), "v_prediction"
     )
     folder = tmp_path_factory.mktemp("priors") / "prior"
-    save_prior(prior, folder)
+    prior.model.save_pretrained(folder)
+    alphas = prior.alphas_cumprod.double()
+    betas = 1 - alphas / torch.cat([torch.ones(1), alphas[:-1]])
+    scheduler = DDPMScheduler(200, trained_betas=betas.tolist(), prediction_type=prior.prediction_type)
+    scheduler.save_pretrained(folder / "scheduler")
     return prior, folder
 
 
@@ -322,33 +315,6 @@ def test_saved_prior_comes_back_with_equal_outputs(saved):
     assert torch.equal(loaded.epsilon(x, 150), prior.epsilon(x, 150))
     assert torch.equal(loaded.alphas_cumprod, prior.alphas_cumprod)
     assert loaded.prediction_type == "v_prediction" and loaded.num_train_timesteps == 200
-
-
-def test_saving_again_replaces_the_old_prior_and_leaves_nothing_else(saved, copied):
-    other = DiffusionPrior(build_prior("compact_unet", 1, 8, **TINY))
-    save_prior(other, copied)
-    x = torch.randn(1, 1, 8, 8)
-    assert torch.equal(load_prior(copied).epsilon(x, 5), other.epsilon(x, 5))
-    assert [path.name for path in copied.parent.iterdir()] == ["prior"]
-
-
-def test_a_failed_save_leaves_the_old_prior_alone(saved, copied, monkeypatch):
-    def full_disk(*_, **__):
-        raise OSError("No space left on device")
-
-    prior = saved[0]
-    monkeypatch.setattr(type(prior.model), "save_pretrained", full_disk)
-    with pytest.raises(OSError, match="No space"):
-        save_prior(prior, copied)
-    assert [path.name for path in copied.parent.iterdir()] == ["prior"]
-    assert load_prior(copied).num_train_timesteps == 200
-
-
-def test_a_folder_with_other_files_is_not_overwritten(saved, tmp_path):
-    (tmp_path / "notes.txt").write_text("keep")
-    with pytest.raises(InputError, match="holds no prior"):
-        save_prior(saved[0], tmp_path)
-    assert (tmp_path / "notes.txt").read_text() == "keep"
 
 
 def test_a_pipeline_of_diffusers_is_read_with_its_own_schedule(tmp_path):

@@ -86,7 +86,9 @@ def test_mobilenetv2_is_a_student_of_reviewkd_and_no_teacher():
 @pytest.mark.parametrize("name", ["reviewkd", "ofd"])
 def test_a_wrapped_network_is_no_teacher(name):
     student, teacher = pair()
-    with pytest.raises(InputError, match="the teacher, FeatureTap, has none"):
+    with pytest.raises(
+        InputError, match="the teacher, ResNet, has none that are known; networks of kdnb.models.MODELS do"
+    ):
         build(name).bind(student, FeatureTap(teacher, ["layer1", "layer2", "layer3"]), IMAGE, K, B)
 
 

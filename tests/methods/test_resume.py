@@ -16,6 +16,7 @@ from kdnb.training import loop
 from kdnb.training.distil import Setting, student_recipe
 from kdnb.training.loop import fit
 from kdnb.training.teachers import fresh
+from tests.material import Killed
 
 BATCH, STOP = 8, 4  # of 20 images: steps of 8, 8 and 4 images, twice
 
@@ -35,10 +36,6 @@ def settings_of(name: str) -> dict:
     """The quick profile with the method's own file over it, on narrower networks so that the whole table takes seconds."""
     p = resolve(read_params("04_distillation", "quick") | read_params(f"04_distillation/{name}", "digits"))
     return p | {"teacher": "resnet8w4", "student": "resnet8w8" if p.student == "resnet8w8" else "resnet8w4"}
-
-
-class Killed(BaseException):
-    """Stands for a signal: nothing in the loop may catch it."""
 
 
 def trained(name: str, folder=None):

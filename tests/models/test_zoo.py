@@ -28,6 +28,7 @@ FAMILIES = {
     "resnet18_imagenet": (33, NARROW),
     "wrn_10_1": (9, {}),
     "vgg8q": (16, {}),
+    "lenet5": (32, {}),
     "mobilenetv1": (33, {}),
     "mobilenetv2": (17, {}),
     "mobilenetv2_cmi": (33, {}),

@@ -14,7 +14,7 @@ from kdnb.runner.plan import plan
 from kdnb.runner.verify import _outputs_in, verify
 from kdnb.storage.files import write_record
 from kdnb.storage.naming import run_folder
-from tests.runner.test_plan import FIXTURES
+from tests.material import FIXTURES
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,6 @@ import base64
 import csv
 import json
 import re
-from pathlib import Path
 
 import nbformat
 import pytest
@@ -12,28 +11,7 @@ from kdnb.reports.checklist import checklist
 from kdnb.reports.page import build_report, differences, group_runs, report
 from kdnb.reports.run_files import find_runs, read_run
 from kdnb.storage.files import write_record
-
-PIXEL = base64.b64decode(
-    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
-)
-
-
-def make_run(outputs: Path, seed: int, value: float, notebook="01_teacher", profile="quick", **parameters) -> Path:
-    folder = outputs / profile / notebook / f"seed{seed}-{'-'.join(map(str, parameters.values()))}"
-    (folder / "figures").mkdir(parents=True)
-    values = {"seed": seed} | parameters
-    write_record(
-        folder / "run.json",
-        {"parameters": values, "versions": {"torch": "2.0"}, "hardware": {"cores": 2}, "commit": "abc"},
-    )
-    write_record(folder / "execution.json", {"status": "ok", "seconds": 3.5, "peak_memory_mib": 700})
-    (folder / "results.csv").write_text(f"notebook,metric,value,seed\n{notebook},top1,{value},{seed}\n")
-    (folder / "figures" / "curves.png").write_bytes(PIXEL)
-    notebook_node = nbformat.v4.new_notebook(
-        cells=[nbformat.v4.new_code_cell("1 + 1"), nbformat.v4.new_markdown_cell("the end")]
-    )
-    nbformat.write(notebook_node, folder / "notebook.ipynb")
-    return folder
+from tests.material import PIXEL, make_run
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from kdnb.runner.plan import plan_again
 from kdnb.runs import start_run
 from kdnb.storage.files import write_record
 from kdnb.storage.naming import run_folder
+from tests.material import FIXTURES
 
 
 @pytest.fixture
@@ -132,8 +133,6 @@ def test_a_changed_file_of_a_run_is_a_problem_that_names_it(outputs):
 
 @pytest.fixture
 def fixtures(outputs, monkeypatch):
-    from tests.runner.test_plan import FIXTURES
-
     monkeypatch.setenv("KDNB_NOTEBOOKS", str(FIXTURES))
     monkeypatch.setenv("KDNB_PARAMS", str(outputs.parent / "params"))
     return outputs

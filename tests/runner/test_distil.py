@@ -7,7 +7,7 @@ import torch
 
 from kdnb.errors import InputError
 from kdnb.runner.distil import plan_distillation
-from tests.data.test_own import draw
+from tests.material import write_noise
 from tests.models import own_nets
 
 OWN = Path(own_nets.__file__)
@@ -18,7 +18,7 @@ def pets(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for number, name in enumerate(("cat", "dog")):
         for index in range(4):
-            draw(tmp_path / "pets" / name / f"{index}.png", 40 * number + index)
+            write_noise(tmp_path / "pets" / name / f"{index}.png", 40 * number + index)
     return tmp_path / "pets"
 
 

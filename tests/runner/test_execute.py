@@ -21,8 +21,7 @@ from kdnb.runner.execute import run_notebook
 from kdnb.runner.plan import plan
 from kdnb.storage.files import write_record
 from kdnb.storage.naming import run_folder
-
-FIXTURES = Path(__file__).parents[1] / "notebooks"
+from tests.material import FIXTURES
 
 
 @pytest.fixture(autouse=True)

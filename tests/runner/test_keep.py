@@ -8,8 +8,7 @@ import pytest
 from kdnb.errors import InputError
 from kdnb.runner import keep
 from kdnb.runner.keep import clean, problems, record_notebook
-
-FIXTURES = Path(__file__).parents[1] / "notebooks"
+from tests.material import FIXTURES
 
 
 def executed():

@@ -11,10 +11,10 @@ import torch
 import yaml
 
 from kdnb.errors import InputError
+from kdnb.runner.notes import notes_on
 from kdnb.runner.plan import experiments, param_files, parse_limit, parse_overrides, plan, read_params
 from kdnb.storage.checkpoints import save_state
-
-FIXTURES = Path(__file__).parents[1] / "notebooks"
+from tests.material import FIXTURES
 
 
 @pytest.fixture
@@ -378,3 +378,44 @@ def test_paths_in_lists_become_absolute(project, monkeypatch):
     paths = [Path(classifier(project / name, 10)).name for name in ("a.safetensors", "b.safetensors")]
     made = plan("06_bfa_attack", overrides={"teacher_checkpoints": paths})
     assert made.parameters.teacher_checkpoints == [str(project / name) for name in paths]
+
+
+# --- what is allowed and hardly meant ------------------------------------------------------------------------------------------
+
+
+def test_another_data_set_with_what_was_chosen_for_digits_is_said():
+    values = {"dataset": "cifar100", "omitted_class": 3, "epochs": 6, "milestones": [], "lr": 0.1}
+    (note,) = notes_on(values, values | {"dataset": "digits"}, {"dataset": "cifar100", "lr": 0.1})
+    assert note.startswith("dataset=cifar100 with what was chosen for digits: epochs=6, omitted_class=3;")
+    assert notes_on(values, values, {}) == []
+    everything = dict.fromkeys(values)
+    assert notes_on(values, values | {"dataset": "digits"}, everything) == []
+
+
+def test_constants_of_cifar_100_on_imagenet_are_said():
+    values = {"dataset": "imagenet", "method": "kd", "temperature": 1.0, "others": ["dkd", "rkd", "dkd beta:0.5", "ce"]}
+    (note,) = notes_on(values, values, {})
+    assert note == "dkd, rkd on imagenet with the constants published for cifar100"
+    assert notes_on(values | {"dataset": "cifar100"}, values | {"dataset": "cifar100"}, {}) == []
+    assert notes_on(values | {"others": []}, values, {}) == []
+
+
+def test_a_plan_carries_its_notes():
+    notes = plan("04_distillation", "quick", {"dataset": "fashion_mnist"}).notes
+    assert len(notes) == 1 and "omitted_class=3" in notes[0]
+    assert plan("04_distillation", "quick").notes == ()
+
+
+def test_a_setting_that_moved_into_a_group_is_refused_with_the_way_to_write_it():
+    with pytest.raises(InputError, match='eta is a setting of guidance in 03_fast_ad: write guidance="eta:0.3"'):
+        plan("03_fast_ad", "quick", {"eta": 0.3})
+
+
+@pytest.mark.parametrize("given", ["04_distillation/kd", "04_distillation.kd", "04/kd"])
+def test_the_experiment_of_a_single_method_is_answered_with_its_new_call(monkeypatch, given):
+    monkeypatch.delenv("KDNB_NOTEBOOKS", raising=False)
+    monkeypatch.delenv("KDNB_PARAMS", raising=False)
+    with pytest.raises(
+        InputError, match="is now 04_distillation with --profile digits -p method=kd; `inv sweep digits_m"
+    ):
+        plan(given, "digits")

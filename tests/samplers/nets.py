@@ -5,15 +5,10 @@ import copy
 import torch
 from torch import nn
 
-from kdnb.models import build
 from kdnb.samplers.inversion import Problem
+from tests.material import classifier
 
 SHAPE = (1, 8, 8)
-
-
-def classifier(seed: int, num_classes: int = 3) -> nn.Module:
-    torch.manual_seed(seed)
-    return build("resnet8w4", num_classes=num_classes, in_channels=1)
 
 
 def problem(teacher: nn.Module | None = None, shape=SHAPE) -> Problem:

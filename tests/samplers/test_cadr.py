@@ -12,61 +12,7 @@ from kdnb.errors import InputError
 from kdnb.samplers.cadr import Guidance, GuidanceConfig, ddim_step, noise_from_estimate, rectify_noise, tweedie
 from kdnb.samplers.diffusion import sample, timesteps
 from kdnb.samplers.guidance import adaptive_rectification, entropy_gate
-
-
-class TinyTeacher(nn.Module):
-    """conv - BN - ReLU - conv - BN - ReLU - mean - linear, with statistics of its own so that the BN loss has a target."""
-
-    def __init__(self, classes: int = 4, seed: int = 0):
-        super().__init__()
-        torch.manual_seed(seed)
-        self.net = nn.Sequential(
-            nn.Conv2d(1, 6, 3, 2, 1, bias=False),
-            nn.BatchNorm2d(6),
-            nn.ReLU(),
-            nn.Conv2d(6, 8, 3, 2, 1, bias=False),
-            nn.BatchNorm2d(8),
-            nn.ReLU(),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-            nn.Linear(8, classes),
-        ).double()
-        for layer in (self.net[1], self.net[4]):
-            layer.momentum = 1.0
-        self.net(torch.randn(256, 1, 8, 8, dtype=torch.float64) / 2)  # running statistics of the prior's own images ...
-        for layer in (self.net[1], self.net[4]):
-            layer.running_mean += 0.05  # ... and not quite
-        self.net[-1].weight.data *= 12
-        self.net[-1].bias.data -= self.net.eval()(torch.randn(256, 1, 8, 8, dtype=torch.float64) / 2).mean(dim=0)
-        self.passed = 0
-        self.eval().requires_grad_(False)
-
-    def forward(self, x):
-        self.passed += len(x)
-        return self.net(x)
-
-
-class GaussianPrior:
-    """Exact noise estimate for images N(0, s^2 I): eps = sqrt(1 - abar) x / (abar s^2 + 1 - abar)."""
-
-    def __init__(self, scale: float = 0.5):
-        self.scale, self.calls = scale, 0
-        self.alphas_cumprod = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
-        self.num_train_timesteps = 1000
-
-    def epsilon(self, x, t):
-        self.calls += 1
-        a = self.alphas_cumprod[t]
-        return (1 - a).sqrt() * x / (a * self.scale**2 + 1 - a)
-
-
-def problem(batch: int = 6, seed: int = 1, t: int = 500):
-    generator = torch.Generator().manual_seed(seed)
-    prior = GaussianPrior()
-    x_t = torch.randn(batch, 1, 8, 8, generator=generator, dtype=torch.float64)
-    labels = torch.randint(4, (batch,), generator=generator)
-    return prior, x_t, prior.epsilon(x_t, t), prior.alphas_cumprod[t], labels
-
+from tests.material import GaussianPrior, GuidingTeacher, guided_step, statistics_loss
 
 # --- the four steps ------------------------------------------------------------------------------------------------------------
 
@@ -77,7 +23,7 @@ def test_tweedie_by_hand():
 
 
 def test_the_noise_of_an_estimate_inverts_tweedie():
-    _, x_t, eps, alpha, _ = problem()
+    _, x_t, eps, alpha, _ = guided_step()
     assert torch.allclose(noise_from_estimate(x_t, tweedie(x_t, eps, alpha), alpha), eps)
 
 
@@ -102,7 +48,7 @@ def test_the_two_variants_differ_in_sign():
 
 
 def test_the_true_last_step_returns_the_clean_estimate():
-    _, x_t, eps, alpha, _ = problem(t=20)
+    _, x_t, eps, alpha, _ = guided_step(t=20)
     assert torch.allclose(ddim_step(x_t, eps, alpha, 1.0), tweedie(x_t, eps, alpha).clamp(-1, 1))
 
 
@@ -132,8 +78,8 @@ def test_stochastic_ddim_by_hand():
 
 def guided_loss(config: GuidanceConfig, bn: bool = True, t: int = 500, step: float = 1e-3):
     """Guidance loss of the un-clamped estimate before and after one small rectification."""
-    prior, x_t, eps, alpha, labels = problem(t=t)
-    teacher = TinyTeacher()
+    prior, x_t, eps, alpha, labels = guided_step(t=t)
+    teacher = GuidingTeacher()
     with Guidance(teacher, config) as guidance:
         r = guidance.rectification(x_t, eps, alpha, labels)
 
@@ -154,7 +100,7 @@ def test_the_corrected_sign_descends_the_guidance_loss(t, bn_weight):
 
 @pytest.mark.parametrize("solver", ["dpmsolver++", "unipc"])
 def test_the_reference_arithmetic_is_refused_under_other_solvers_than_ddim(solver):
-    with Guidance(TinyTeacher(), GuidanceConfig(variant="reference")) as guidance:
+    with Guidance(GuidingTeacher(), GuidanceConfig(variant="reference")) as guidance:
         with pytest.raises(InputError, match="published arithmetic of ddim"):
             sample(GaussianPrior(), torch.arange(2), (1, 8, 8), guidance=guidance, solver=solver, num_steps=2)
 
@@ -165,7 +111,7 @@ def test_the_reference_sign_ascends_it():
 
 
 def test_guided_samples_agree_with_the_labels_and_reference_samples_do_not():
-    teacher, prior = TinyTeacher(), GaussianPrior()
+    teacher, prior = GuidingTeacher(), GaussianPrior()
     labels = torch.arange(32) % 4
     noise = torch.randn(32, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -183,18 +129,6 @@ def test_guided_samples_agree_with_the_labels_and_reference_samples_do_not():
 # --- gradient ------------------------------------------------------------------------------------------------------------------
 
 
-def statistics_loss(teacher, images):
-    """L_BN written out: distances of the statistics of what enters each batch-norm layer from the layer's buffers."""
-    loss = 0.0
-    for index, layer in enumerate(teacher.net):
-        if isinstance(layer, nn.BatchNorm2d):
-            entering = teacher.net[:index](images).transpose(0, 1).flatten(1)  # (C, B * H * W)
-            mean = entering.mean(dim=1)
-            variance = (entering - mean[:, None]).square().mean(dim=1)
-            loss = loss + (mean - layer.running_mean).norm() + (variance - layer.running_var).norm()
-    return loss
-
-
 def plain_rectification(config, teacher, x_t, eps, alpha, labels):
     """The slow way: whole batch in one graph."""
     x = x_t.clone().requires_grad_()
@@ -210,21 +144,21 @@ def plain_rectification(config, teacher, x_t, eps, alpha, labels):
 @pytest.mark.parametrize("straight_through", [True, False])
 @pytest.mark.parametrize("gate", ["entropy", "normalized_entropy", "constant"])
 def test_the_rectification_equals_the_gradient_of_the_whole_batch(straight_through, gate):
-    prior, x_t, eps, alpha, labels = problem()
+    prior, x_t, eps, alpha, labels = guided_step()
     config = GuidanceConfig(straight_through=straight_through, gate=gate)
-    teacher = TinyTeacher()
+    teacher = GuidingTeacher()
     with Guidance(teacher, config) as guidance:
         found = guidance.rectification(x_t, eps, alpha, labels)
     assert torch.allclose(found, plain_rectification(config, teacher, x_t, eps, alpha, labels), rtol=1e-9, atol=1e-12)
 
 
 def test_saturated_pixels_get_a_gradient_by_default_and_none_through_a_hard_clamp():
-    prior, x_t, eps, alpha, labels = problem(t=900)
+    prior, x_t, eps, alpha, labels = guided_step(t=900)
     saturated = tweedie(x_t, eps, alpha).abs() > 1
     x_t = x_t * 8
     saturated = tweedie(x_t, eps, alpha).abs() > 1
     assert saturated.double().mean() > 0.5
-    teacher = TinyTeacher()
+    teacher = GuidingTeacher()
     found = {}
     for straight_through in (True, False):
         with Guidance(teacher, GuidanceConfig(gate="constant", straight_through=straight_through)) as guidance:
@@ -233,7 +167,7 @@ def test_saturated_pixels_get_a_gradient_by_default_and_none_through_a_hard_clam
 
 
 def test_one_teacher_pass_per_step():
-    teacher, prior = TinyTeacher(), GaussianPrior()
+    teacher, prior = GuidingTeacher(), GaussianPrior()
     with Guidance(teacher, GuidanceConfig(gate="constant")) as guidance:
         sample(
             prior,
@@ -247,8 +181,8 @@ def test_one_teacher_pass_per_step():
 
 
 def test_summed_cross_entropy_makes_an_images_label_signal_independent_of_the_batch():
-    prior, x_t, eps, alpha, labels = problem(batch=6)
-    teacher = TinyTeacher()
+    prior, x_t, eps, alpha, labels = guided_step(batch=6)
+    teacher = GuidingTeacher()
     config = GuidanceConfig(bn_weight=0.0, gate="constant")
     with Guidance(teacher, config) as guidance:
         whole = guidance.rectification(x_t, eps, alpha, labels)
@@ -257,8 +191,8 @@ def test_summed_cross_entropy_makes_an_images_label_signal_independent_of_the_ba
 
 
 def test_the_gradient_through_the_prior_differs_and_descends():
-    prior, x_t, eps, alpha, labels = problem()
-    teacher = TinyTeacher()
+    prior, x_t, eps, alpha, labels = guided_step()
+    teacher = GuidingTeacher()
     with Guidance(teacher, GuidanceConfig(gate="constant", through_prior=True)) as guidance:
         through = guidance.rectification(x_t, eps, alpha, labels, prior=lambda x: prior.epsilon(x, 500))
     with Guidance(teacher, GuidanceConfig(gate="constant")) as guidance:
@@ -268,7 +202,7 @@ def test_the_gradient_through_the_prior_differs_and_descends():
 
 
 def test_closing_guidance_takes_its_hooks_off_the_teacher():
-    teacher = TinyTeacher()
+    teacher = GuidingTeacher()
     with Guidance(teacher, GuidanceConfig()):
         assert any(module._forward_pre_hooks for module in teacher.modules())
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in teacher.modules())
@@ -278,7 +212,7 @@ def test_closing_guidance_takes_its_hooks_off_the_teacher():
 
 
 def test_strength_zero_is_plain_sampling_bit_for_bit_and_never_asks_the_teacher():
-    teacher, prior = TinyTeacher(), GaussianPrior()
+    teacher, prior = GuidingTeacher(), GaussianPrior()
     labels, noise = torch.zeros(4, dtype=torch.int64), torch.randn(4, 1, 8, 8, dtype=torch.float64)
     plain = sample(prior, labels, (1, 8, 8), num_steps=9, initial_noise=noise).images
     for config in (GuidanceConfig(lambda_max=0.0), GuidanceConfig(eta=0.0)):
@@ -312,7 +246,7 @@ def test_an_impossible_number_of_steps_is_refused(num_steps):
 
 
 def test_the_trace_has_a_row_per_step_and_batch():
-    teacher, prior = TinyTeacher(), GaussianPrior()
+    teacher, prior = GuidingTeacher(), GaussianPrior()
     with Guidance(teacher, GuidanceConfig()) as guidance:
         found = sample(
             prior,
@@ -351,6 +285,6 @@ def test_a_teacher_without_batch_norm_needs_bn_weight_zero():
     teacher = nn.Sequential(nn.Flatten(), nn.Linear(64, 4)).double()
     with pytest.raises(InputError, match="bn_weight=0"):
         Guidance(teacher, GuidanceConfig())
-    _, x_t, eps, alpha, labels = problem()
+    _, x_t, eps, alpha, labels = guided_step()
     with Guidance(teacher, GuidanceConfig(bn_weight=0.0, gate="constant")) as guidance:
         assert guidance.rectification(x_t, eps, alpha, labels).abs().sum() > 0

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from kdnb.samplers.cadr import Guidance, GuidanceConfig, tweedie
 from kdnb.samplers.diffusion import sample
 from kdnb.samplers.guidance import adaptive_rectification, separate_rectification, shifted_views, surprise
-from tests.samplers.test_cadr import GaussianPrior, TinyTeacher, problem, statistics_loss
+from tests.material import GaussianPrior, GuidingTeacher, guided_step, statistics_loss
 
 SEPARATE = GuidanceConfig(rule="separate", gate="surprise", lambda_max=1.0, eta=0.7, bn_weight=0.75, ce_weight=1.5)
 
@@ -38,8 +38,8 @@ def written_out(teacher, x_t, eps, alpha, labels, config):
 
 @pytest.mark.parametrize("t", [100, 500, 900])
 def test_the_separate_rule_is_its_equation(t):
-    _, x_t, eps, alpha, labels = problem(t=t)
-    teacher = TinyTeacher()
+    _, x_t, eps, alpha, labels = guided_step(t=t)
+    teacher = GuidingTeacher()
     with Guidance(teacher, SEPARATE) as guidance:
         found = guidance.rectification(x_t, eps, alpha, labels)
     assert torch.allclose(found, written_out(teacher, x_t, eps, alpha, labels, SEPARATE), rtol=1e-9, atol=1e-12)
@@ -71,7 +71,7 @@ def test_scaling_a_loss_changes_nothing_in_the_separate_rule_and_the_direction_i
 def test_a_surely_wrong_image_is_corrected_where_the_entropy_gate_stays_shut():
     logits = torch.tensor([[12.0, 0.0, 0.0, 0.0]])  # sure of class 0
     right, wrong = torch.tensor([0]), torch.tensor([1])
-    teacher = TinyTeacher()
+    teacher = GuidingTeacher()
     with Guidance(teacher, SEPARATE) as ours, Guidance(teacher, GuidanceConfig()) as cadr:
         assert ours.gate(logits, wrong).item() > 0.99 and ours.gate(logits, right).item() < 1e-4
         assert cadr.gate(logits, wrong).item() == cadr.gate(logits, right).item() < 0.03
@@ -83,8 +83,8 @@ def test_surprise_keeps_its_digits_where_the_teacher_is_nearly_sure():
 
 
 def test_statistics_are_corrected_even_where_the_teacher_is_sure():
-    _, x_t, eps, alpha, labels = problem()
-    teacher = TinyTeacher()
+    _, x_t, eps, alpha, labels = guided_step()
+    teacher = GuidingTeacher()
     teacher.net[-1].bias.data[:] = torch.tensor([90.0, 0.0, 0.0, 0.0])
     labels = torch.zeros_like(labels)
     with Guidance(teacher, SEPARATE) as guidance:
@@ -96,8 +96,8 @@ def test_statistics_are_corrected_even_where_the_teacher_is_sure():
 
 
 def test_the_gradient_through_a_linear_prior_is_parallel_to_that_of_a_constant_one():
-    prior, x_t, eps, alpha, labels = problem()
-    teacher = TinyTeacher()
+    prior, x_t, eps, alpha, labels = guided_step()
+    teacher = GuidingTeacher()
     found = []
     for through in (False, True):
         with Guidance(teacher, dataclasses.replace(SEPARATE, through_prior=through, xi=1e-12)) as guidance:
@@ -127,8 +127,8 @@ def test_noise_of_the_views_has_the_stated_deviation():
 
 
 def test_the_class_gradient_with_views_is_the_mean_over_image_and_views():
-    _, x_t, eps, alpha, labels = problem()
-    teacher = TinyTeacher()
+    _, x_t, eps, alpha, labels = guided_step()
+    teacher = GuidingTeacher()
     config = dataclasses.replace(SEPARATE, views=3, bn_weight=0.0, gate="constant")
     with Guidance(teacher, config) as guidance:
         found = guidance.rectification(x_t, eps, alpha, labels)
@@ -149,8 +149,8 @@ def test_the_class_gradient_with_views_is_the_mean_over_image_and_views():
 
 @pytest.mark.parametrize("rule", ["joint", "separate"])
 def test_statistics_come_from_the_images_and_not_from_their_views(rule):
-    _, x_t, eps, alpha, labels = problem()
-    teacher = TinyTeacher()
+    _, x_t, eps, alpha, labels = guided_step()
+    teacher = GuidingTeacher()
     measured = []
     for views in (1, 4):
         with Guidance(teacher, dataclasses.replace(SEPARATE, rule=rule, views=views)) as guidance:
@@ -164,7 +164,7 @@ def test_statistics_come_from_the_images_and_not_from_their_views(rule):
 
 @pytest.mark.parametrize(("views", "passes"), [(1, 1), (4, 4)])
 def test_teacher_passes_per_step(views, passes):
-    teacher, prior = TinyTeacher(), GaussianPrior()
+    teacher, prior = GuidingTeacher(), GaussianPrior()
     with Guidance(teacher, dataclasses.replace(SEPARATE, views=views)) as guidance:
         sample(
             prior,
@@ -178,7 +178,7 @@ def test_teacher_passes_per_step(views, passes):
 
 
 def test_guided_samples_agree_with_the_labels_and_come_nearer_to_the_statistics():
-    teacher, prior = TinyTeacher(), GaussianPrior()
+    teacher, prior = GuidingTeacher(), GaussianPrior()
     labels = torch.arange(32) % 4
     noise = torch.randn(32, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 

@@ -39,13 +39,16 @@ from kdnb.studies import (
 from kdnb.studies.soft_labels import ReplaySplit
 from kdnb.training import loop, resume
 from kdnb.training.recipe import Recipe
-from tests.generators.test_diffusion import Dropping
-from tests.studies.test_datafree_field import data, tiny
-from tests.studies.test_fast_ad import CONFIG as ONLINE
-from tests.studies.test_fast_ad import FloatPrior
-from tests.studies.test_generator_loop import without_times
-from tests.studies.test_reusable_generator import CONFIG as GENERATOR
-from tests.studies.test_reusable_generator import fused
+from tests.material import (
+    GENERATOR_LOOP,
+    ONLINE_LOOP,
+    DroppingDenoiser,
+    FloatPrior,
+    fused,
+    smallest_setting,
+    three_classes,
+    without_times,
+)
 
 
 class Routine(NamedTuple):
@@ -80,7 +83,7 @@ def distillation(name: str, folder: Path | None, **changes) -> dict:
 
 def prior_training(folder: Path | None) -> dict:
     torch.manual_seed(0)
-    fit = prior.train_prior(Dropping(), images(12, 1, 8), steps=9, batch_size=4, seed=3, folder=folder)
+    fit = prior.train_prior(DroppingDenoiser(), images(12, 1, 8), steps=9, batch_size=4, seed=3, folder=folder)
     return {"model": fit.prior.model.state_dict(), "losses": fit.losses}
 
 
@@ -88,7 +91,7 @@ def online(folder: Path | None, guided: bool) -> dict:
     teacher, student = network(num_classes=3, channels=1, seed=9).eval(), network(num_classes=3, channels=1)
     test, guidance = Split(images(10, 1, 8), torch.arange(10) % 3), GuidanceConfig(eta=0.3) if guided else None
     with fast_ad.diffusion_source(FloatPrior(), (1, 8, 8), teacher=teacher, guidance=guidance, num_steps=3) as source:
-        found = fast_ad.distil_online(teacher, student, source, (1, 8, 8), 3, test, ONLINE, seed=1, folder=folder)
+        found = fast_ad.distil_online(teacher, student, source, (1, 8, 8), 3, test, ONLINE_LOOP, seed=1, folder=folder)
     return {"student": student.state_dict(), "history": found.history, "images": found.images, "labels": found.labels}
 
 
@@ -99,7 +102,7 @@ def generator(folder: Path | None, **changes) -> dict:
         fused(),
     )
     config, test = (
-        reusable_generator.GeneratorConfig(**vars(GENERATOR) | {"warmup": 0} | changes),
+        reusable_generator.GeneratorConfig(**vars(GENERATOR_LOOP) | {"warmup": 0} | changes),
         Split(images(9, 1, 8), torch.arange(9) % 3),
     )
     found = reusable_generator.distil_from_generator(teacher, student, made, 3, test, config, seed=5, folder=folder)
@@ -110,8 +113,8 @@ def generator(folder: Path | None, **changes) -> dict:
 def field(name: str, folder: Path | None) -> dict:
     """Four rounds of one method of the data-free field."""
     teacher, student = network(num_classes=3, channels=1, seed=9).eval(), network(num_classes=3, channels=1)
-    chosen = tiny(name, warmup=0)
-    found = datafree_run.distil_by(name, teacher, student, data(), chosen, seed=5, folder=folder)
+    chosen = smallest_setting(name, warmup=0)
+    found = datafree_run.distil_by(name, teacher, student, three_classes(), chosen, seed=5, folder=folder)
     history = without_times(found.history)
     return {"student": student.state_dict(), "history": history, "inner": found.inner, "images": found.images}
 
@@ -139,7 +142,8 @@ def vid_bound(folder: Path | None) -> dict:
 def making_labels(folder: Path | None, tmp: Path | None = None) -> dict:
     """Without a folder of its own there is no store; the uninterrupted one is made in `tmp`."""
     pictures, teacher = images(18, 1, 8), network(num_classes=6, channels=1)
-    store = label_store.make_store(folder or tmp, pictures, teacher, num_crops=3, batch_size=6, images_per_shard=2)
+    config = label_store.StoreConfig(num_crops=3, batch_size=6, images_per_shard=2)
+    store = label_store.make_store(folder or tmp, pictures, teacher, config)
     return {
         "boxes": store.boxes,
         "flips": store.flips,

@@ -38,9 +38,8 @@ from kdnb.studies import bfa_attack, datafree_loop, generator_loop
 from kdnb.studies.bfa_attack import attack
 from kdnb.studies.label_store import make_store, open_store
 from kdnb.training import resume
+from tests.material import GENERATOR_LOOP, STORE, STORE_IMAGES, LabelTeacher, fused
 from tests.slow.routines import digest, images, network
-from tests.studies.test_generator_loop import CONFIG, fused
-from tests.studies.test_label_store import IMAGES, SETTINGS, Teacher
 
 CUTS = 16  # places inside a write
 NOTHING = "nothing"
@@ -173,9 +172,9 @@ def look_at_log(folder: Path) -> str:
 def label_store(folder: Path, mark: Callable[[], None], over: bool) -> None:
     """A store, also in place of one of other settings."""
     if over:
-        make_store(folder, IMAGES, Teacher(), **SETTINGS | {"seed": 1})
+        make_store(folder, STORE_IMAGES, LabelTeacher(), STORE, seed=1)
     mark()
-    make_store(folder, IMAGES, Teacher(), **SETTINGS)
+    make_store(folder, STORE_IMAGES, LabelTeacher(), STORE)
     mark()
 
 
@@ -188,7 +187,7 @@ def look_at_store(folder: Path) -> str:
 
 
 def read_store(folder: Path) -> str:
-    store = open_store(folder, IMAGES)
+    store = open_store(folder, STORE_IMAGES)
     return digest(
         {
             "boxes": store.boxes,
@@ -211,7 +210,7 @@ def generator(folder: Path, mark: Callable[[], None]) -> None:
         monotonic=lambda: 0.0, process_time=lambda: 0.0
     )  # equal times, equal bits
     config = generator_loop.GeneratorConfig(
-        **vars(CONFIG) | {"warmup": 0, "epochs": 2, "inner_steps": 1, "student_steps": 1}
+        **vars(GENERATOR_LOOP) | {"warmup": 0, "epochs": 2, "inner_steps": 1, "student_steps": 1}
     )
     teacher, student = network(num_classes=3, channels=1, seed=9).eval(), network(num_classes=3, channels=1)
     mark()
@@ -225,7 +224,7 @@ def look_at_pool(folder: Path) -> str:
     found = Checkpointer(folder).load()
     if found is None:
         return NOTHING
-    supply = PoolSupply(CONFIG.pool_size, (1, 8, 8), "cpu", folder=folder)
+    supply = PoolSupply(GENERATOR_LOOP.pool_size, (1, 8, 8), "cpu", folder=folder)
     supply.load_state_dict(found[1]["parts"]["supply"])
     return digest([*found, *supply.contents()])
 

@@ -30,10 +30,9 @@ from kdnb.storage.header import check_classes
 from kdnb.studies.bfa_attack import attack
 from kdnb.studies.label_store import make_store
 from kdnb.training.importers import read_weights
+from tests.material import GENERATOR_LOOP, STORE, STORE_IMAGES, LabelTeacher, run_generator_loop
 from tests.slow.routines import digest, images, network
 from tests.slow.savers import read_store, state
-from tests.studies.test_generator_loop import CONFIG, run
-from tests.studies.test_label_store import IMAGES, SETTINGS, Teacher
 
 EACH = 900  # corruptions of every file
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
@@ -65,10 +64,10 @@ def read_artifact(folder: Path) -> str:
 
 
 def make_pool(folder: Path) -> None:
-    run(GENERATOR, folder=folder)
+    run_generator_loop(GENERATOR, folder=folder)
 
 
-GENERATOR = type(CONFIG)(**vars(CONFIG) | {"epochs": 2, "inner_steps": 1, "student_steps": 1})
+GENERATOR = type(GENERATOR_LOOP)(**vars(GENERATOR_LOOP) | {"epochs": 2, "inner_steps": 1, "student_steps": 1})
 
 
 def read_pool(folder: Path) -> str:
@@ -106,7 +105,7 @@ def read_kept(folder: Path) -> str:
 
 
 def store(folder: Path) -> None:
-    make_store(folder, IMAGES, Teacher(), **SETTINGS)
+    make_store(folder, STORE_IMAGES, LabelTeacher(), STORE)
 
 
 RECORD = {

@@ -11,8 +11,8 @@ import pytest
 
 from kdnb.runner.execute import run_notebook
 from kdnb.runner.plan import plan
+from tests.material import FIXTURES
 
-FIXTURES = Path(__file__).parent.parent / "notebooks"
 CONSECUTIVE, AT_ONCE, ROUNDS = 200, 8, 20
 RUN = """import sys
 from kdnb.runner.execute import run_notebook

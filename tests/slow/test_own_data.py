@@ -10,12 +10,12 @@ from kdnb.samplers.cadr import GuidanceConfig
 from kdnb.studies.bfa_attack import attack
 from kdnb.studies.distillation import compare
 from kdnb.studies.fast_ad import diffusion_source
-from kdnb.studies.label_store import make_store
+from kdnb.studies.label_store import StoreConfig, make_store
 from kdnb.studies.prior import trained_prior
 from kdnb.studies.reusable_generator import generator_config, generator_task
 from kdnb.training.distil import Setting, distil, student_recipe
 from kdnb.training.teachers import teacher_recipe, train_or_load
-from tests.data.test_own import draw
+from tests.material import write_noise
 from tests.models import own_nets
 
 torch.set_num_threads(1)
@@ -28,7 +28,7 @@ def data(tmp_path, monkeypatch):
     monkeypatch.setenv("KDNB_CACHE", str(tmp_path / "cache"))
     for number, name in enumerate(("cat", "dog", "eel")):
         for index in range(12):
-            draw(tmp_path / "pets" / name / f"{index}.png", 40 * number + index, (16, 16))
+            write_noise(tmp_path / "pets" / name / f"{index}.png", 40 * number + index, (16, 16))
     return load(f"folder:{tmp_path / 'pets'}")
 
 
@@ -56,5 +56,5 @@ def test_teacher_students_prior_guidance_generator_attack_and_label_store_take_i
 
     assert attack(teacher.model, data.private.images[:4], data.test, data.num_classes, max_flips=1)
 
-    make_store(tmp_path / "store", data.train.images, teacher.model, mode="marginal_smoothing_k2", num_crops=2)
+    make_store(tmp_path / "store", data.train.images, teacher.model, StoreConfig("marginal_smoothing_k2", num_crops=2))
     assert (tmp_path / "store").is_dir()

@@ -18,6 +18,7 @@ from kdnb.studies.architecture_search import (
 from kdnb.training.distil import Setting
 from kdnb.training.recipe import Recipe
 from kdnb.training.teachers import Trained
+from tests.material import Killed
 
 SPACE = SearchSpace(depths=(8, 14, 20, 26), widths=((4, 8, 12, 16), (8, 16, 24, 32), (16,)))
 
@@ -169,9 +170,6 @@ def test_search_and_score_work_together():
 
 @pytest.mark.parametrize("stop", [0, 1, 5, 12, 30])
 def test_a_killed_search_resumes_with_the_same_history_and_scores_nothing_twice(stop, tmp_path, monkeypatch):
-    class Killed(BaseException):
-        pass
-
     arguments = {"population": 6, "tournament": 3, "budget": 60, "seed": 4}
     expected = evolve(_size, SPACE, **arguments)
     monkeypatch.setattr(architecture_search, "SAVE_EVERY", 1)

@@ -9,8 +9,17 @@ from kdnb.errors import InputError
 from kdnb.generators.reusable import ReusableGenerator
 from kdnb.models import build
 from kdnb.studies import bfa_attack
-from kdnb.studies.bfa_attack import accuracy_at, attack, attack_sources, band, compare_sources, quantized, random_attack
-from tests.studies.test_fast_ad import FloatPrior
+from kdnb.studies.bfa_attack import (
+    TRAIL,
+    accuracy_at,
+    attack,
+    attack_sources,
+    band,
+    compare_sources,
+    quantized,
+    random_attack,
+)
+from tests.material import FloatPrior, Killed
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +38,6 @@ def test_split(model) -> Split:
         return Split(images(5, 40), quantized(model).model(images(5, 40)).argmax(dim=1))
 
 
-class Killed(BaseException):
-    """Stands for a signal."""
-
-
 def test_an_attack_lowers_the_accuracy_and_leaves_the_model_alone(model, test_split):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     found = attack(model, images(), test_split, 4, max_flips=6)
@@ -44,6 +49,12 @@ def test_an_attack_lowers_the_accuracy_and_leaves_the_model_alone(model, test_sp
 def test_the_attack_stops_at_chance(model, test_split):
     found = attack(model, images(), Split(test_split.images, (test_split.labels + 1) % 4), 4, max_flips=6)
     assert found.to_chance == 0 and found.trail == []
+
+
+def test_a_rehearsal_takes_its_steps_at_chance_too(tmp_path, monkeypatch, model, test_split):
+    monkeypatch.setenv("KDNB_REHEARSE", str(tmp_path / "costs.jsonl"))
+    found = attack(model, images(), Split(test_split.images, (test_split.labels + 1) % 4), 4, max_flips=6)
+    assert found.trail and set(TRAIL) > set(found.trail[0])
 
 
 @pytest.mark.parametrize("killed_at", [1, 2])

@@ -18,9 +18,8 @@ from kdnb.studies.datafree_run import datafree_run as run_of
 from kdnb.studies.datafree_settings import SETTINGS, setting
 from kdnb.studies.datafree_sources import diffusion_with
 from kdnb.training.teachers import Trained
-from tests.samplers.nets import bare, classifier
-from tests.studies.test_datafree_field import data, run, tiny
-from tests.studies.test_fast_ad import FloatPrior
+from tests.material import FloatPrior, classifier, run_datafree, smallest_setting, three_classes
+from tests.samplers.nets import bare
 
 
 class Counting(nn.Module):
@@ -39,15 +38,15 @@ class Counting(nn.Module):
 @pytest.mark.parametrize("name", METHODS)
 def test_the_meter_counts_every_image_that_the_teacher_sees(name):
     teacher = Counting()
-    found = run(name, teacher=teacher)[1]
+    found = run_datafree(name, teacher=teacher)[1]
     assert found.history[-1]["teacher_images"] == teacher.seen > 0
     assert all(a["cpu"] < b["cpu"] for a, b in zip(found.history, found.history[1:], strict=False))
 
 
 def test_the_student_of_noise_costs_its_own_batches_and_nothing_else():
     draw = lambda labels, rng: torch.rand(len(labels), 1, 8, 8, generator=rng) * 2 - 1  # noqa: E731
-    chosen = tiny("noise", warmup=0)
-    found = run("noise", chosen, source=draw)[1]
+    chosen = smallest_setting("noise", warmup=0)
+    found = run_datafree("noise", chosen, source=draw)[1]
     assert [row["teacher_images"] for row in found.history] == [12, 24, 36, 48]  # two steps of six images a round
     assert found.inner == [] and "loss" not in found.history[0]
 
@@ -79,12 +78,12 @@ def test_the_table_of_names_is_that_of_the_methods():
 
 
 def test_published_constants_depend_on_the_teacher():
-    cifar = data("cifar10")
+    cifar = three_classes("cifar10")
     assert setting("fast", cifar, "vgg11").synthesis.adv_weight == 1.0
     assert setting("fast", cifar, "wrn_40_2").synthesis.oh_weight == 0.4
     assert setting("dfq", cifar, "resnet34").student.lr == 0.05 and setting("dfq", cifar).student.lr == 0.1
-    assert setting("nayer", data("cifar100")).synthesis.num_steps == 40
-    assert setting("fast", data(), "vgg11") == setting("fast", data())
+    assert setting("nayer", three_classes("cifar100")).synthesis.num_steps == 40
+    assert setting("fast", three_classes(), "vgg11") == setting("fast", three_classes())
 
 
 # --- the cache -----------------------------------------------------------------------------------------------------------------
@@ -93,13 +92,13 @@ def test_published_constants_depend_on_the_teacher():
 @pytest.fixture
 def cached(monkeypatch):
     """`datafree_run` on three classes of 8x8 images with a teacher that was never trained."""
-    spec = data()
+    spec = three_classes()
     spec.hashes = {"test": "x"}
     monkeypatch.setattr(datafree_run, "fresh", lambda model, data, seed: classifier(seed))
     teacher = Trained(classifier(9).eval(), [{"top1": 0.0}], "teacher")
 
     def go(name, **arguments):
-        arguments = {"chosen": tiny(name, warmup=0)} | arguments
+        arguments = {"chosen": smallest_setting(name, warmup=0)} | arguments
         return run_of(name, spec, teacher, "resnet8w4", **arguments)
 
     return go
@@ -111,7 +110,7 @@ def test_a_second_run_is_read_and_other_settings_are_another_run(cached, monkeyp
     again = cached("dfq", seed=1)
     assert again.history == first.history and torch.equal(again.images, first.images)
     assert all(torch.equal(a, b) for a, b in zip(again.student.parameters(), first.student.parameters(), strict=True))
-    for other in ({"seed": 2}, {"chosen": tiny("dfq", warmup=0, lr=0.03)}):
+    for other in ({"seed": 2}, {"chosen": smallest_setting("dfq", warmup=0, lr=0.03)}):
         with pytest.raises(pytest.fail.Exception):
             cached("dfq", **{"seed": 1} | other)
 
@@ -132,7 +131,7 @@ def test_a_diffusion_source_without_a_prior_is_refused(cached):
     with pytest.raises(InputError, match="cadr draws from a diffusion prior; give one"):
         cached("cadr")
     with pytest.raises(InputError, match="did you mean 'nayer'"):
-        run_of("nayr", data(), None, "resnet8w4")
+        run_of("nayr", three_classes(), None, "resnet8w4")
 
 
 # --- comparing -----------------------------------------------------------------------------------------------------------------
@@ -160,11 +159,11 @@ def test_a_teacher_without_batch_norm_is_refused_before_anything_is_trained(monk
     monkeypatch.setattr(field, "classifier", lambda *_: bare())
     monkeypatch.setattr(field, "teacher_for", lambda *_, **__: pytest.fail("a teacher was trained"))
     with pytest.raises(InputError, match="cmi matches the statistics of batch-norm layers"):
-        field.field_study(data(), "bare", "resnet8w4", ["noise", "cmi"], [0])
+        field.field_study(three_classes(), "bare", "resnet8w4", ["noise", "cmi"], [0])
 
 
 def test_the_gallery_frames_only_where_a_class_was_asked_for():
-    student, found = run("deepinversion")
+    student, found = run_datafree("deepinversion")
     made = datafree_run.Run(student, found.history, found.images, found.labels, found.seconds)
     shown = field.gallery({"deepinversion": made, "noise": made}, classifier(9).eval(), ["0", "1", "2"], count=4)
     assert set(shown["frames"]) == {"deepinversion"} and len(shown["groups"]["noise"]) == 4

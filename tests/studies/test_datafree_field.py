@@ -1,8 +1,5 @@
 """kdnb.studies.datafree_field: every method trains a student in the one loop, resumes bit for bit, and refuses what it can't use."""
 
-from dataclasses import replace
-from types import SimpleNamespace
-
 import pytest
 import torch
 
@@ -14,63 +11,24 @@ from kdnb.samplers.noisy_layers import NoisyConfig
 from kdnb.samplers.one_step import OneStepConfig
 from kdnb.studies.datafree_loop import LoopConfig, student_rate
 from kdnb.studies.datafree_run import distil_by, student_loss
-from kdnb.studies.datafree_settings import SETTINGS, Setting, StudentConfig, setting
-from tests.samplers.nets import bare, classifier
-from tests.studies.test_generator_loop import Killed, same, test_images, without_times
-
-SIZES = {
-    "latent_dim": 5,
-    "width": 2,
-    "batch_size": 6,
-    "num_steps": 2,
-    "crop_padding": 1,
-    "stages": ((1, 3),),
-    "warmup": 1,
-    "warmup_loops": 1,
-    "loops": 1,
-    "life": 2,
-    "embedding_width": 4,
-    "noisy_width": 5,
-    "head_width": 4,
-    "bank_size": 12,
-    "negatives": 8,
-    "pool_size": 14,
-}
-
-
-def data(name: str = "digits") -> SimpleNamespace:
-    """What a run needs of a data set: three classes of 8x8 grey images."""
-    spec = SimpleNamespace(mean=(0.4,), std=(0.3,))
-    return SimpleNamespace(name=name, channels=1, image_size=8, num_classes=3, spec=spec, test=test_images())
-
-
-def tiny(name: str, **student) -> Setting:
-    """A method's digits setting in its smallest form."""
-    synthesis, config = SETTINGS["digits"][name]
-    sizes = {field: value for field, value in SIZES.items() if hasattr(synthesis, field)}
-    shorter = {
-        "epochs": 4,
-        "warmup": 1,
-        "student_steps": 2,
-        "batch_size": 6,
-        "pool_size": 14,
-        "eval_every": 2,
-        "lr": 0.02,
-    }
-    return Setting(replace(synthesis, **sizes), replace(config, **shorter | student))
-
-
-def run(name: str, chosen: Setting | None = None, **arguments):
-    student = classifier(0)
-    teacher = arguments.pop("teacher", None) or classifier(9).eval()
-    found = distil_by(name, teacher, student, data(), chosen or tiny(name), seed=5, **arguments)
-    return student, found
+from kdnb.studies.datafree_settings import SETTINGS, StudentConfig, setting
+from tests.material import (
+    Killed,
+    classifier,
+    few_images,
+    run_datafree,
+    same_weights,
+    smallest_setting,
+    three_classes,
+    without_times,
+)
+from tests.samplers.nets import bare
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_trains_a_student(name):
-    student, found = run(name)
-    assert not same(student, classifier(0)) and not student.training
+    student, found = run_datafree(name)
+    assert not same_weights(student, classifier(0)) and not student.training
     assert ["train" in row for row in found.history] == [False, True, True, True]
     assert ["top1" in row for row in found.history] == [False, True, False, True]
     assert found.images.shape[1:] == (1, 8, 8) and len(found.images) == found.history[-1]["stored"]
@@ -79,16 +37,16 @@ def test_every_method_trains_a_student(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_a_killed_run_resumes_bit_for_bit(tmp_path, monkeypatch, name):
     monkeypatch.setattr("kdnb.training.resume.SAVE_EVERY", -1)
-    student, found = run(name)
+    student, found = run_datafree(name)
 
     def kill(**row):
         if row["epoch"] == 3:  # before this round's checkpoint
             raise Killed
 
     with pytest.raises(Killed):
-        run(name, folder=tmp_path, log=kill)
-    again, resumed = run(name, folder=tmp_path)
-    assert same(student, again)
+        run_datafree(name, folder=tmp_path, log=kill)
+    again, resumed = run_datafree(name, folder=tmp_path)
+    assert same_weights(student, again)
     assert torch.equal(found.images, resumed.images) and torch.equal(found.labels, resumed.labels)
     assert without_times(found.history) == without_times(resumed.history) and found.inner == resumed.inner
 
@@ -101,12 +59,12 @@ def test_every_method_has_settings_for_every_data_set(data_set):
 
 
 def test_a_data_set_without_settings_gets_the_published_ones():
-    assert setting("cmi", data("fashion_mnist")) is SETTINGS["cifar10"]["cmi"]
-    assert setting("cmi", data()) is SETTINGS["digits"]["cmi"]
+    assert setting("cmi", three_classes("fashion_mnist")) is SETTINGS["cifar10"]["cmi"]
+    assert setting("cmi", three_classes()) is SETTINGS["digits"]["cmi"]
 
 
 def test_the_given_temperature_is_used():
-    teacher, student, images = classifier(9).eval(), classifier(0).eval(), test_images().images
+    teacher, student, images = classifier(9).eval(), classifier(0).eval(), few_images().images
     supply = lambda count, rng: images  # noqa: E731
     for temperature in (1.0, 20.0):
         loss = student_loss(teacher, student, supply, StudentConfig(temperature=temperature), None)
@@ -114,40 +72,40 @@ def test_the_given_temperature_is_used():
 
 
 def test_dfads_student_minimises_what_its_generator_maximises():
-    teacher, student, images = classifier(9).eval(), classifier(0).eval(), test_images().images
+    teacher, student, images = classifier(9).eval(), classifier(0).eval(), few_images().images
     loss = student_loss(teacher, student, lambda count, rng: images, StudentConfig(loss="l1"), None)
     assert torch.allclose(loss, (student(images) - teacher(images)).abs().mean())
 
 
 def test_given_embeddings_replace_random_vectors():
     vectors = torch.randn(3, 7, generator=torch.Generator().manual_seed(0))
-    plain, named = run("nayer")[1], run("nayer", embeddings=vectors)[1]
+    plain, named = run_datafree("nayer")[1], run_datafree("nayer", embeddings=vectors)[1]
     assert not torch.equal(plain.images, named.images)
     with pytest.raises(InputError, match="dfq has no use for them"):
-        run("dfq", embeddings=vectors)
+        run_datafree("dfq", embeddings=vectors)
     with pytest.raises(InputError, match=r"must be \(3, D\)"):
-        run("nayer", embeddings=vectors[:2])
+        run_datafree("nayer", embeddings=vectors[:2])
 
 
 def test_an_unknown_method_is_refused_with_the_nearest_name():
     with pytest.raises(InputError, match="did you mean 'zskt'"):
-        setting("zsk", data())
+        setting("zsk", three_classes())
 
 
 @pytest.mark.parametrize("name", [name for name, line in METHODS.items() if "batch norm" in line.assumes])
 def test_methods_that_match_statistics_refuse_a_teacher_without_batch_norm(name):
     with pytest.raises(InputError, match="has none|no classifier of kdnb.models"):
-        run(name, teacher=bare())
+        run_datafree(name, teacher=bare())
 
 
 def test_dafl_refuses_a_teacher_without_features():
     with pytest.raises(InputError, match="DAFL looks at features"):
-        run("dafl", teacher=bare())
+        run_datafree("dafl", teacher=bare())
 
 
 @pytest.mark.parametrize("name", ["zskt", "dfad"])
 def test_methods_that_assume_nothing_do_with_any_classifier(name):
-    assert len(run(name, teacher=bare())[1].history) == 4
+    assert len(run_datafree(name, teacher=bare())[1].history) == 4
 
 
 @pytest.mark.parametrize(
@@ -173,8 +131,8 @@ def test_the_rate_is_the_cosine_of_the_rounds_with_a_student():
 
 
 def test_images_of_another_size_than_the_generators_are_refused():
-    odd = data()
+    odd = three_classes()
     odd.image_size = 10
     odd.test = Split(torch.zeros(3, 1, 10, 10), torch.arange(3))
     with pytest.raises(InputError, match="multiple of 4"):
-        distil_by("cmi", classifier(9), classifier(0), odd, tiny("cmi"))
+        distil_by("cmi", classifier(9), classifier(0), odd, smallest_setting("cmi"))

@@ -10,12 +10,9 @@ from kdnb.errors import InputError
 from kdnb.losses.bounds import PPCA, ppca_elbo, ppca_fit, ppca_log_evidence
 from kdnb.models import build
 from kdnb.studies.elbo_vid import VAE, importance_estimates, latent_kl, layer_information, train_vae, vid_bound_on_pairs
+from tests.material import Killed
 
 IMAGES = torch.rand(40, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
-
-
-class Killed(BaseException):
-    """Stands for a signal: nothing in the loop may catch it."""
 
 
 def vae(hidden: int = 8, seed: int = 0) -> VAE:

@@ -12,8 +12,8 @@ from kdnb.samplers.one_step import build as one_step
 from kdnb.studies import datafree_run
 from kdnb.studies.field_reuse import parts_of, reuse_in_field
 from kdnb.training.teachers import Trained
-from tests.samplers.nets import classifier, problem, rng
-from tests.studies.test_datafree_field import data, run, tiny
+from tests.material import classifier, run_datafree, smallest_setting, three_classes
+from tests.samplers.nets import problem, rng
 
 
 def earlier(seed: int = 3) -> ReusableGenerator:
@@ -55,15 +55,15 @@ def test_every_batch_of_cmi_starts_from_the_parts():
 @pytest.mark.parametrize("name", ["deepinversion", "fast", "nayer", "spaceshipnet"])
 def test_a_method_without_such_a_generator_is_refused(name):
     with pytest.raises(InputError, match=f"{name} has no generator to reuse; those that have are dafl, zskt"):
-        run(name, reuse=Reuse())
+        run_datafree(name, reuse=Reuse())
 
 
 @pytest.mark.parametrize("name", REUSABLE_METHODS)
 def test_a_run_hands_its_generator_on_and_resumes(monkeypatch, name):
-    task = data()
+    task = three_classes()
     task.hashes = {"test": "x"}
     monkeypatch.setattr(datafree_run, "fresh", lambda model, data, seed: classifier(seed))
-    monkeypatch.setattr(datafree_run, "setting", lambda name, *_: tiny(name, warmup=0))
+    monkeypatch.setattr(datafree_run, "setting", lambda name, *_: smallest_setting(name, warmup=0))
     teachers = [Trained(classifier(seed).eval(), [{"top1": 0.0}], f"teacher {seed}") for seed in (8, 9)]
     rows = reuse_in_field([name], task, *teachers, "resnet8w4", ("anew", "reuse_common"), seed=1)
     assert [row["mode"] for row in rows] == ["anew", "reuse_common"] and rows[0]["first_task"] == rows[1]["first_task"]

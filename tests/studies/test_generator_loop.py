@@ -4,92 +4,46 @@ import dataclasses
 
 import pytest
 import torch
-from torch import nn
 
-from kdnb.data.splits import Split
 from kdnb.errors import InputError
 from kdnb.generators.latent import LatentGenerator
-from kdnb.generators.reusable import ReusableGenerator, prepare
-from kdnb.models import build
+from kdnb.generators.reusable import prepare
 from kdnb.studies.datafree_loop import student_rate
-from kdnb.studies.generator_loop import GeneratorConfig, distil_from_generator
-
-CONFIG = GeneratorConfig(
-    epochs=4,
-    warmup=1,
-    latent_dim=6,
-    width=4,
-    synthesis_batch=8,
-    inner_steps=2,
-    pool_size=20,
-    student_steps=2,
-    batch_size=8,
-    lr=0.05,
-    temperature=4.0,
-    crop_padding=1,
-    perturbation_width=4,
-    perturbation_blocks=1,
+from kdnb.studies.generator_loop import distil_from_generator
+from tests.material import (
+    GENERATOR_LOOP,
+    Killed,
+    classifier,
+    few_images,
+    fused,
+    run_generator_loop,
+    same_weights,
+    without_times,
 )
-
-
-def network(seed: int) -> nn.Module:
-    torch.manual_seed(seed)
-    return build("resnet8w4", num_classes=3, in_channels=1)
-
-
-def fused(seed: int = 2, **arguments) -> ReusableGenerator:
-    torch.manual_seed(seed)
-    return ReusableGenerator(image_size=8, channels=1, latent_dim=6, width=4, **arguments)
-
-
-def test_images() -> Split:
-    return Split(torch.randn(9, 1, 8, 8, generator=torch.Generator().manual_seed(0)).clamp(-1, 1), torch.arange(9) % 3)
-
-
-test_images.__test__ = False
-
-
-def run(config: GeneratorConfig = CONFIG, generator: nn.Module | None = None, **arguments):
-    student, generator = network(0), generator if generator is not None else fused()
-    found = distil_from_generator(network(9).eval(), student, generator, 3, test_images(), config, seed=5, **arguments)
-    return student, generator, found
-
-
-def same(a: nn.Module, b: nn.Module) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
-
-
-def without_times(history: list[dict]) -> list[dict]:
-    return [{name: value for name, value in row.items() if name not in ("elapsed", "cpu")} for row in history]
-
-
-class Killed(BaseException):
-    """Stands for a signal: nothing in the loop may catch it."""
-
 
 # --- the loop ------------------------------------------------------------------------------------------------------------------
 
 
 def test_the_pool_and_the_history_are_as_the_budget_says():
-    _, _, found = run()
+    _, _, found = run_generator_loop()
     assert [row["stored"] for row in found.history] == [8, 16, 20, 20]
     assert [row["images"] for row in found.history] == [8, 16, 24, 32]
     assert found.images.shape == (20, 1, 8, 8) and found.images.abs().max() <= 1
-    assert len(found.inner) == 4 * CONFIG.inner_steps
+    assert len(found.inner) == 4 * GENERATOR_LOOP.inner_steps
 
 
 def test_the_student_waits_for_the_warm_up():
-    _, _, found = run(dataclasses.replace(CONFIG, warmup=2))
+    _, _, found = run_generator_loop(dataclasses.replace(GENERATOR_LOOP, warmup=2))
     assert ["train" in row for row in found.history] == [False, False, True, True]
 
 
 def test_the_adversarial_term_starts_one_round_before_the_student():
-    _, _, found = run(dataclasses.replace(CONFIG, warmup=2))
+    _, _, found = run_generator_loop(dataclasses.replace(GENERATOR_LOOP, warmup=2))
     assert ["adv" in row for row in found.history] == [False, True, True, True]
 
 
 def test_the_mean_of_a_round_is_that_of_its_inner_steps():
-    _, _, found = run()
+    _, _, found = run_generator_loop()
     for row in found.history:
         steps = [step for step in found.inner if step["epoch"] == row["epoch"]]
         assert row["bn"] == pytest.approx(sum(step["bn"] for step in steps) / 2)
@@ -97,25 +51,25 @@ def test_the_mean_of_a_round_is_that_of_its_inner_steps():
 
 
 def test_the_student_comes_closer_to_the_teacher():
-    _, _, found = run(dataclasses.replace(CONFIG, epochs=8, student_steps=10))
+    _, _, found = run_generator_loop(dataclasses.replace(GENERATOR_LOOP, epochs=8, student_steps=10))
     assert found.history[-1]["train"] < 0.5 * found.history[1]["train"]
 
 
 def test_the_rate_falls_as_a_cosine_from_the_warm_up_on():
-    config = dataclasses.replace(CONFIG, epochs=12, warmup=2, lr=0.2, final_lr=0.0)
+    config = dataclasses.replace(GENERATOR_LOOP, epochs=12, warmup=2, lr=0.2, final_lr=0.0)
     assert [student_rate(config, epoch) for epoch in (2, 7, 12)] == pytest.approx([0.2, 0.1, 0.0])
 
 
 def test_the_teacher_keeps_its_weights_and_gathers_no_gradient():
-    teacher = network(9).eval()
+    teacher = classifier(9).eval()
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
-    distil_from_generator(teacher, network(0), fused(), 3, test_images(), CONFIG)
+    distil_from_generator(teacher, classifier(0), fused(), 3, few_images(), GENERATOR_LOOP)
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
     assert all(parameter.grad is None for parameter in teacher.parameters())
 
 
 def test_the_generator_samples_alike_in_evaluation_and_training_mode():
-    _, generator, _ = run()
+    _, generator, _ = run_generator_loop()
     z = torch.randn(256, 6, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         still = generator(z)
@@ -125,7 +79,7 @@ def test_the_generator_samples_alike_in_evaluation_and_training_mode():
 
 def test_branches_that_start_apart_stay_apart_and_twins_stay_twins():
     for twins in (False, True):
-        _, generator, _ = run(generator=fused(twin_branches=twins))
+        _, generator, _ = run_generator_loop(generator=fused(twin_branches=twins))
         equal = [
             torch.equal(a, b) for a, b in zip(generator.gan1.parameters(), generator.gan2.parameters(), strict=True)
         ]
@@ -138,43 +92,47 @@ def test_branches_that_start_apart_stay_apart_and_twins_stay_twins():
 
 @pytest.mark.parametrize("hard_loss", ["none", "no_aea", "aea"])
 def test_every_hard_loss_trains(hard_loss):
-    _, _, found = run(dataclasses.replace(CONFIG, hard_loss=hard_loss, probability=0.5))
+    _, _, found = run_generator_loop(dataclasses.replace(GENERATOR_LOOP, hard_loss=hard_loss, probability=0.5))
     assert found.history[-1]["train"] > 0
 
 
 def test_attacked_images_change_what_the_student_learns():
-    plain, _, _ = run(dataclasses.replace(CONFIG, hard_loss="no_aea"))
-    attacked, _, _ = run(dataclasses.replace(CONFIG, hard_loss="aea", probability=0.5))
-    assert not same(plain, attacked)
+    plain, _, _ = run_generator_loop(dataclasses.replace(GENERATOR_LOOP, hard_loss="no_aea"))
+    attacked, _, _ = run_generator_loop(dataclasses.replace(GENERATOR_LOOP, hard_loss="aea", probability=0.5))
+    assert not same_weights(plain, attacked)
 
 
 @pytest.mark.parametrize(("hard_loss", "killed_in"), [("none", 1), ("none", 3), ("aea", 2)])
 def test_a_killed_run_resumes_bit_for_bit(tmp_path, monkeypatch, hard_loss, killed_in):
     monkeypatch.setattr("kdnb.training.resume.SAVE_EVERY", -1)
-    config = dataclasses.replace(CONFIG, hard_loss=hard_loss, probability=0.5)
-    student, generator, found = run(config)
+    config = dataclasses.replace(GENERATOR_LOOP, hard_loss=hard_loss, probability=0.5)
+    student, generator, found = run_generator_loop(config)
 
     def kill(**row):
         if row["epoch"] == killed_in + 1:  # before this round's checkpoint, after its shard
             raise Killed
 
     with pytest.raises(Killed):
-        run(config, folder=tmp_path, log=kill)
-    again, generator_again, resumed = run(config, folder=tmp_path)
-    assert same(student, again) and same(generator, generator_again)
+        run_generator_loop(config, folder=tmp_path, log=kill)
+    again, generator_again, resumed = run_generator_loop(config, folder=tmp_path)
+    assert same_weights(student, again) and same_weights(generator, generator_again)
     assert torch.equal(found.images, resumed.images) and torch.equal(found.labels, resumed.labels)
     assert without_times(found.history) == without_times(resumed.history) and found.inner == resumed.inner
 
 
 def test_a_finished_run_is_only_read(tmp_path):
-    student, _, found = run(folder=tmp_path)
-    again, _, resumed = run(folder=tmp_path, log=lambda **row: pytest.fail("a finished run worked again"))
-    assert same(student, again) and resumed.history == found.history and torch.equal(resumed.images, found.images)
+    student, _, found = run_generator_loop(folder=tmp_path)
+    again, _, resumed = run_generator_loop(
+        folder=tmp_path, log=lambda **row: pytest.fail("a finished run worked again")
+    )
+    assert (
+        same_weights(student, again) and resumed.history == found.history and torch.equal(resumed.images, found.images)
+    )
 
 
 def test_a_latent_generator_works_without_branches():
     torch.manual_seed(2)
-    _, _, found = run(generator=LatentGenerator(image_size=8, channels=1, latent_dim=6, width=4))
+    _, _, found = run_generator_loop(generator=LatentGenerator(image_size=8, channels=1, latent_dim=6, width=4))
     assert len(found.history) == 4
 
 
@@ -187,7 +145,11 @@ def moved(mode: str, lr: float) -> dict[str, float]:
     generator = fused()
     prepare(generator, mode, *((source.gan2.state_dict(), source.decoder.state_dict()) if mode != "anew" else ()))
     before = {name: value.detach().clone() for name, value in generator.named_parameters()}
-    run(dataclasses.replace(CONFIG, epochs=1, inner_steps=1, lr_generator=lr, student_steps=0), generator, mode=mode)
+    run_generator_loop(
+        dataclasses.replace(GENERATOR_LOOP, epochs=1, inner_steps=1, lr_generator=lr, student_steps=0),
+        generator,
+        mode=mode,
+    )
     change = {name: (value.detach() - before[name]).abs().max().item() for name, value in generator.named_parameters()}
     return {
         part: max(size for name, size in change.items() if name.startswith(part))
@@ -223,9 +185,9 @@ def test_each_mode_learns_at_its_stated_rates(mode, factor):
 )
 def test_a_setting_out_of_range_is_refused(field, value):
     with pytest.raises(InputError, match=field.replace("_", ".")):
-        dataclasses.replace(CONFIG, **{field: value})
+        dataclasses.replace(GENERATOR_LOOP, **{field: value})
 
 
 def test_a_latent_generator_can_reuse_nothing():
     with pytest.raises(InputError, match="ReusableGenerator"):
-        run(generator=LatentGenerator(image_size=8, channels=1, latent_dim=6, width=4), mode="reuse_fix")
+        run_generator_loop(generator=LatentGenerator(image_size=8, channels=1, latent_dim=6, width=4), mode="reuse_fix")

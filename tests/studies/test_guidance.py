@@ -22,7 +22,7 @@ from kdnb.studies.guidance import (
     paired_rows,
     without_each_part,
 )
-from tests.studies.test_fast_ad import FloatPrior
+from tests.material import FloatPrior
 
 ONLINE = OnlineConfig(epochs=2, images_per_epoch=10, student_steps=1, batch_size=8, buffer_size=20, balanced=True)
 

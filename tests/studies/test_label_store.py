@@ -1,34 +1,17 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
 
 from kdnb.data.crops import replay_crops
 from kdnb.errors import InputError
 from kdnb.losses.soft_labels import compress_labels, restore_labels
 from kdnb.storage.naming import canonical
-from kdnb.studies.label_store import make_store, open_store, replay_epoch
+from kdnb.studies.label_store import StoreConfig, make_store, open_store
+from tests.material import STORE, STORE_IMAGES, LabelTeacher
 
 N, K, MODES = 7, 6, ["ori", "hard", "smoothing", "marginal_smoothing_k3", "marginal_renorm_k3"]
-IMAGES = torch.rand(N, 1, 10, 12, generator=torch.Generator().manual_seed(0)) * 2 - 1
-SETTINGS = {"num_crops": 5, "size": 8, "batch_size": 4, "images_per_shard": 3}
-
-
-class Teacher(nn.Module):
-    """A linear classifier with dropout, so that a forgotten eval mode shows; counts what it was asked."""
-
-    def __init__(self, seed=1):
-        super().__init__()
-        generator = torch.Generator().manual_seed(seed)
-        self.fc = nn.Linear(64, K)
-        self.fc.weight.data = torch.randn(K, 64, generator=generator)
-        self.fc.bias.data = torch.randn(K, generator=generator)
-        self.crops_seen = 0
-
-    def forward(self, x):
-        self.crops_seen += len(x)
-        return self.fc(torch.dropout(x.flatten(1), 0.5, self.training))
 
 
 @pytest.fixture
@@ -44,25 +27,25 @@ def _everything(store):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_stored_labels_are_those_of_the_teacher_on_the_replayed_crops(folder, mode):
-    teacher = Teacher().train()
-    boxes, flips, labels = _everything(make_store(folder, IMAGES, teacher, mode, **SETTINGS))
+    teacher = LabelTeacher().train()
+    boxes, flips, labels = _everything(make_store(folder, STORE_IMAGES, teacher, replace(STORE, mode=mode)))
     assert teacher.training and boxes.shape == (N, 5, 4)  # 35 crops in batches of 4 and shards of 15: none is lost
-    crops = replay_crops(IMAGES, boxes, flips, 8).flatten(0, 1)
+    crops = replay_crops(STORE_IMAGES, boxes, flips, 8).flatten(0, 1)
     probs = teacher.eval()(crops).softmax(-1).view(N, 5, K)
     assert torch.allclose(labels, restore_labels(compress_labels(probs, mode), mode, K), atol=1e-6)
 
 
 def test_the_teacher_is_asked_at_the_given_temperature(folder):
-    store = make_store(folder, IMAGES, Teacher(), "ori", temperature=4.0, **SETTINGS)
-    crops = replay_crops(IMAGES, store.boxes, store.flips, 8).flatten(0, 1)
-    assert torch.allclose(store.probs.flatten(0, 1), (Teacher().eval()(crops) / 4).softmax(-1), atol=1e-6)
+    store = make_store(folder, STORE_IMAGES, LabelTeacher(), replace(STORE, mode="ori", temperature=4.0))
+    crops = replay_crops(STORE_IMAGES, store.boxes, store.flips, 8).flatten(0, 1)
+    assert torch.allclose(store.probs.flatten(0, 1), (LabelTeacher().eval()(crops) / 4).softmax(-1), atol=1e-6)
 
 
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("mode", MODES)
 def test_what_is_read_is_what_was_made_to_the_bit(folder, mode, half):
-    made = make_store(folder, IMAGES, Teacher(), mode, half=half, **SETTINGS)
-    read = open_store(folder, IMAGES)
+    made = make_store(folder, STORE_IMAGES, LabelTeacher(), replace(STORE, mode=mode, half=half))
+    read = open_store(folder, STORE_IMAGES)
     assert read.mode == mode and read.num_classes == K and read.recipe == made.recipe
     assert all(torch.equal(a, b) for a, b in zip(_everything(made), _everything(read), strict=True))
     assert read.probs is None or read.probs.dtype == (torch.float16 if half else torch.float32)
@@ -70,7 +53,7 @@ def test_what_is_read_is_what_was_made_to_the_bit(folder, mode, half):
 
 def test_the_same_settings_make_the_same_store(tmp_path):
     for name in "ab":
-        make_store(tmp_path / name, IMAGES, Teacher(), **SETTINGS)
+        make_store(tmp_path / name, STORE_IMAGES, LabelTeacher(), STORE)
     names = sorted(path.name for path in (tmp_path / "a").iterdir())
     assert names == ["index.json", "labels-00000.safetensors", "labels-00001.safetensors", "labels-00002.safetensors"]
     assert (tmp_path / "a" / "index.json").read_bytes() == (
@@ -79,25 +62,25 @@ def test_the_same_settings_make_the_same_store(tmp_path):
 
 
 def test_half_of_the_crops_are_mirrored_unless_forbidden(tmp_path):
-    flips = make_store(tmp_path / "a", IMAGES, Teacher(), **SETTINGS | {"num_crops": 40}).flips
+    flips = make_store(tmp_path / "a", STORE_IMAGES, LabelTeacher(), replace(STORE, num_crops=40)).flips
     assert 0.4 < flips.float().mean() < 0.6
-    assert not make_store(tmp_path / "b", IMAGES, Teacher(), flip=False, **SETTINGS).flips.any()
+    assert not make_store(tmp_path / "b", STORE_IMAGES, LabelTeacher(), replace(STORE, flip=False)).flips.any()
 
 
 def test_an_interrupted_store_goes_on_from_its_last_shard(folder):
-    make_store(folder, IMAGES, Teacher(), **SETTINGS)
+    make_store(folder, STORE_IMAGES, LabelTeacher(), STORE)
     whole = (folder / "index.json").read_bytes()
     (folder / "labels-00002.safetensors").unlink()
     (folder / "index.json").unlink()
     with pytest.raises(InputError, match="no finished label store"):
-        open_store(folder, IMAGES)
-    teacher = Teacher()
-    make_store(folder, IMAGES, teacher, **SETTINGS)
+        open_store(folder, STORE_IMAGES)
+    teacher = LabelTeacher()
+    make_store(folder, STORE_IMAGES, teacher, STORE)
     assert teacher.crops_seen == 1 * 5  # the last shard has one image
     assert (folder / "index.json").read_bytes() == whole
 
 
-class Broken(Teacher):
+class Broken(LabelTeacher):
     """Fails after the first shard."""
 
     def forward(self, x):
@@ -107,61 +90,71 @@ class Broken(Teacher):
 
 
 def test_a_store_half_replaced_by_other_settings_is_refused(folder):
-    make_store(folder, IMAGES, Teacher(), **SETTINGS)
+    make_store(folder, STORE_IMAGES, LabelTeacher(), STORE)
     with pytest.raises(KeyboardInterrupt):
-        make_store(folder, IMAGES, Broken(), **SETTINGS | {"seed": 1})
+        make_store(folder, STORE_IMAGES, Broken(), STORE, seed=1)
     with pytest.raises(InputError, match="make the store anew"):
-        open_store(folder, IMAGES)
+        open_store(folder, STORE_IMAGES)
 
 
-@pytest.mark.parametrize("changed", [{"seed": 1}, {"mode": "hard"}, {"teacher": Teacher(seed=2)}, {"temperature": 2.0}])
+@pytest.mark.parametrize(
+    "changed", [{"seed": 1}, {"mode": "hard"}, {"teacher": LabelTeacher(seed=2)}, {"temperature": 2.0}]
+)
 def test_shards_of_other_settings_are_not_taken_over(folder, changed):
-    make_store(folder, IMAGES, Teacher(), **SETTINGS)
-    teacher = changed.pop("teacher", Teacher())
-    make_store(folder, IMAGES, teacher, **SETTINGS | changed)
+    make_store(folder, STORE_IMAGES, LabelTeacher(), STORE)
+    changed = dict(changed)
+    teacher, seed = changed.pop("teacher", LabelTeacher()), changed.pop("seed", 0)
+    make_store(folder, STORE_IMAGES, teacher, replace(STORE, **changed), seed=seed)
     assert teacher.crops_seen == N * 5
 
 
 def test_any_flipped_byte_is_refused(folder):
-    make_store(folder, IMAGES, Teacher(), **SETTINGS)
+    make_store(folder, STORE_IMAGES, LabelTeacher(), STORE)
     for path in sorted(folder.iterdir()):
         data = path.read_bytes()
         for position in range(0, len(data), max(1, len(data) // 40)):
             path.write_bytes(data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :])
             with pytest.raises(InputError):
-                open_store(folder, IMAGES)
+                open_store(folder, STORE_IMAGES)
         path.write_bytes(data)
-    open_store(folder, IMAGES)
+    open_store(folder, STORE_IMAGES)
 
 
 def test_any_truncation_is_refused(folder):
-    make_store(folder, IMAGES, Teacher(), **SETTINGS)
+    make_store(folder, STORE_IMAGES, LabelTeacher(), STORE)
     for path in sorted(folder.iterdir()):
         data = path.read_bytes()
         for length in (0, 5, len(data) // 2, len(data) - 2):
             path.write_bytes(data[:length])
             with pytest.raises(InputError):
-                open_store(folder, IMAGES)
+                open_store(folder, STORE_IMAGES)
         path.write_bytes(data)
 
 
 def test_exchanged_or_missing_shards_are_refused(folder):
-    make_store(folder, IMAGES, Teacher(), **SETTINGS)
+    make_store(folder, STORE_IMAGES, LabelTeacher(), STORE)
     first, second = folder / "labels-00000.safetensors", folder / "labels-00001.safetensors"
     a, b = first.read_bytes(), second.read_bytes()
     first.write_bytes(b), second.write_bytes(a)
     with pytest.raises(InputError, match="not the one the index"):
-        open_store(folder, IMAGES)
+        open_store(folder, STORE_IMAGES)
     first.unlink()
     with pytest.raises(InputError, match="can't be read"):
-        open_store(folder, IMAGES)
+        open_store(folder, STORE_IMAGES)
 
 
 @pytest.mark.parametrize(
-    "other", [IMAGES[:-1], IMAGES.flip(0), IMAGES + 1e-6, IMAGES.double(), IMAGES.view(N, 1, 12, 10)]
+    "other",
+    [
+        STORE_IMAGES[:-1],
+        STORE_IMAGES.flip(0),
+        STORE_IMAGES + 1e-6,
+        STORE_IMAGES.double(),
+        STORE_IMAGES.view(N, 1, 12, 10),
+    ],
 )
 def test_a_store_made_for_other_images_is_refused(folder, other):
-    make_store(folder, IMAGES, Teacher(), **SETTINGS)
+    make_store(folder, STORE_IMAGES, LabelTeacher(), STORE)
     with pytest.raises(InputError, match="other images"):
         open_store(folder, other)
 
@@ -178,54 +171,37 @@ def _rewrite_index(folder, change):
 
 def test_an_unknown_mode_or_format_is_refused(folder):
     with pytest.raises(InputError, match="label mode"):
-        make_store(folder, IMAGES, Teacher(), "marginal_renorm")
-    make_store(folder, IMAGES, Teacher(), **SETTINGS)
+        make_store(folder, STORE_IMAGES, LabelTeacher(), StoreConfig("marginal_renorm"))
+    make_store(folder, STORE_IMAGES, LabelTeacher(), STORE)
     _rewrite_index(folder, lambda index: index["recipe"].update(mode="smothing"))
     with pytest.raises(InputError, match="did you mean 'smoothing'"):
-        open_store(folder, IMAGES)
+        open_store(folder, STORE_IMAGES)
     _rewrite_index(folder, lambda index: index.update(format="kdnb-soft-labels-9"))
     with pytest.raises(InputError, match="soft-labels-9"):
-        open_store(folder, IMAGES)
+        open_store(folder, STORE_IMAGES)
 
 
 @pytest.mark.parametrize(
-    "settings", [{"num_crops": 0}, {"temperature": 0.0}, {"scale": (0.9, 0.1)}, {"mode": "marginal_renorm_k6"}]
+    "setting, message",
+    [
+        ({"num_crops": 0}, "num_crops of a label store must be >= 1, got 0"),
+        ({"size": 0}, "size of a label store must be >= 1, got 0"),
+        ({"temperature": 0.0}, "temperature must be > 0, got 0.0"),
+        ({"scale": (0.9, 0.1)}, "scale low <= high"),
+        ({"mode": "smothing"}, "did you mean 'smoothing'"),
+    ],
 )
-def test_bad_settings_are_refused(folder, settings):
+def test_bad_settings_are_refused_before_a_teacher_is_there(setting, message):
+    with pytest.raises(InputError, match=message):
+        StoreConfig(**setting)
+
+
+@pytest.mark.parametrize("images", [STORE_IMAGES[:0], STORE_IMAGES.byte()])
+def test_images_that_cannot_be_asked_about_are_refused(folder, images):
+    with pytest.raises(InputError, match="needs float images"):
+        make_store(folder, images, LabelTeacher(), STORE)
+
+
+def test_a_mode_that_keeps_all_classes_is_refused(folder):
     with pytest.raises(InputError):
-        make_store(folder, IMAGES, Teacher(), **SETTINGS | settings)
-
-
-def test_drawn_crops_are_stored_ones_without_repetition(folder):
-    store = make_store(folder, IMAGES, Teacher(), "ori", **SETTINGS)
-    boxes, flips, labels = store.draw(torch.tensor([2, 2, 6]), 5, torch.Generator().manual_seed(0))
-    for row, image in enumerate(
-        (2, 2, 6)
-    ):  # all five drawn: each stored crop once, in another order, with its own label
-        order = [(store.boxes[image] == box).all(1).nonzero().item() for box in boxes[row]]
-        assert sorted(order) == list(range(5))
-        assert torch.equal(labels[row], store.probs[image][order]) and torch.equal(
-            flips[row], store.flips[image][order]
-        )
-    with pytest.raises(InputError, match="5 stored crops"):
-        store.draw(torch.tensor([0]), 6)
-
-
-def test_every_crop_is_drawn_equally_often(folder):
-    store = make_store(folder, IMAGES[:1], Teacher(), "ori", **SETTINGS)
-    boxes, _, _ = store.draw(torch.zeros(4000, dtype=torch.int64), 2, torch.Generator().manual_seed(0))
-    counts = (boxes[:, :, None] == store.boxes[0]).all(-1).sum((0, 1))
-    assert counts.sum() == 8000 and (counts - 1600).abs().max() < 160
-
-
-def test_an_epoch_shows_every_image_with_its_crops_and_labels_the_same_way_each_time(folder):
-    store = make_store(folder, IMAGES, Teacher(), "ori", **SETTINGS)
-    batches = list(replay_epoch(store, IMAGES, 8, num_draw=2, batch_size=5, epoch=3))
-    assert [len(crops) for crops, _, _ in batches] == [6, 6, 2]
-    positions = torch.cat([part for _, _, part in batches])
-    assert torch.equal(positions.sort().values, torch.arange(N).repeat_interleave(2))
-    crops, targets = torch.cat([part for part, _, _ in batches]), torch.cat([part for _, part, _ in batches])
-    assert torch.allclose(Teacher().eval()(crops).softmax(-1), targets, atol=1e-6)
-    again = list(replay_epoch(store, IMAGES, 8, num_draw=2, batch_size=5, epoch=3))
-    other = list(replay_epoch(store, IMAGES, 8, num_draw=2, batch_size=5, epoch=4))
-    assert torch.equal(again[0][0], batches[0][0]) and not torch.equal(other[0][0], batches[0][0])
+        make_store(folder, STORE_IMAGES, LabelTeacher(), replace(STORE, mode="marginal_renorm_k6"))

@@ -26,6 +26,7 @@ from kdnb.studies.novel_classes import (
     split_classes,
 )
 from kdnb.training.recipe import Recipe
+from tests.material import Killed
 
 KNOWN, NOVEL = 3, 2
 K = KNOWN + NOVEL
@@ -53,10 +54,6 @@ TASK = split_classes(data(), KNOWN)
 def old_net(seed: int = 0, views: bool = False) -> CosineNet:
     torch.manual_seed(seed)
     return CosineNet(build("resnet8w4", num_classes=K, in_channels=1), KNOWN, 1, views=views)
-
-
-class Killed(BaseException):
-    pass
 
 
 def test_the_task_hides_the_labels_of_novel_classes_and_of_no_others():

@@ -19,15 +19,15 @@ from kdnb.studies.reusable_generator import (
     saved_generator,
 )
 from kdnb.training.teachers import Trained
-from tests.studies.test_generator_loop import CONFIG, fused, network
+from tests.material import GENERATOR_LOOP, classifier, fused
 
 
 def finished(generator: ReusableGenerator) -> Task:
-    return Task(network(0), generator.eval(), [], [], torch.zeros(1), torch.zeros(1), {})
+    return Task(classifier(0), generator.eval(), [], [], torch.zeros(1), torch.zeros(1), {})
 
 
 def test_the_branch_rules_choose_a_branch_and_its_opposite():
-    task, teacher = finished(fused()), network(9).eval()
+    task, teacher = finished(fused()), classifier(9).eval()
     chosen = {rule: reusable_parts(task, teacher, rule)[0] for rule in ("gan1", "gan2", "less_active", "more_active")}
     key = next(iter(chosen["gan1"]))
     pairs = [torch.equal(chosen["gan1"][key], chosen[rule][key]) for rule in ("less_active", "more_active")]
@@ -54,7 +54,7 @@ def trained(digits) -> Trained:
     return Trained(fresh("resnet8w4", digits, 0).eval(), [{"top1": 0.1}], "teacher")
 
 
-SMALL = dataclasses.replace(CONFIG, epochs=2, student_steps=1)
+SMALL = dataclasses.replace(GENERATOR_LOOP, epochs=2, student_steps=1)
 
 
 def test_parameters_and_changes_go_over_the_recipe_of_the_data_set(digits):

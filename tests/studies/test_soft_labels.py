@@ -24,6 +24,7 @@ from kdnb.studies.soft_labels import (
 )
 from kdnb.training.loop import fit
 from kdnb.training.recipe import Recipe
+from tests.material import Killed
 
 N, M, K = 6, 5, 3
 GENERATOR = torch.Generator().manual_seed(0)
@@ -51,10 +52,6 @@ def split(**changes) -> ReplaySplit:
 def confidences(batch) -> torch.Tensor:
     """Which crops a batch shows, by the confidence in its targets."""
     return batch[1].amax(1)
-
-
-class Killed(BaseException):
-    pass
 
 
 def test_a_pass_shows_every_image_m_times_with_its_own_crops_and_labels():

@@ -9,7 +9,7 @@ from kdnb.models import build
 from kdnb.studies.prior import trained_prior
 from kdnb.studies.synthesis import diversity, draw, failures, image_scores, verdicts
 from kdnb.training.evaluation import pooled_features
-from tests.studies.test_fast_ad import FloatPrior
+from tests.material import FloatPrior
 
 
 class Fixed(nn.Module):

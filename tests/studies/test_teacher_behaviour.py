@@ -17,6 +17,7 @@ from kdnb.studies.teacher_behaviour import (
     titles,
     verdicts,
 )
+from tests.material import make_split
 
 
 def teacher() -> nn.Module:
@@ -89,8 +90,6 @@ def test_predictions_are_sorted_with_the_surest_first():
 
 def test_pictures_on_disk_are_read_up_to_the_number_of_samples(tmp_path):
     from types import SimpleNamespace
-
-    from tests.data.test_folders import make_split
 
     split = make_split(tmp_path)
     data = SimpleNamespace(private=split, test=split, channels=3, image_size=16)

@@ -50,6 +50,7 @@ def wrapped(form, state):
             "optimizer": optimizer,
             "scheduler": {"last_epoch": 3},
         },
+        "fast_ad": {"epoch": 200, "model_state_dict": state, "optimizer_state_dict": optimizer},
         "bare": state,
         "parallel": {"model": {f"module.{key}": value for key, value in state.items()}},
         "compiled": {"state_dict": {f"_orig_mod.module.{key}": value for key, value in state.items()}},
@@ -57,7 +58,7 @@ def wrapped(form, state):
 
 
 @pytest.mark.parametrize("old", [False, True])
-@pytest.mark.parametrize("form", ["model", "best", "only", "cmi", "bare", "parallel", "compiled"])
+@pytest.mark.parametrize("form", ["model", "best", "only", "cmi", "fast_ad", "bare", "parallel", "compiled"])
 def test_every_published_form_gives_the_weights_back(tmp_path, network, form, old):
     path = write(tmp_path / "ckpt.pth", wrapped(form, network.state_dict()), old)
     state, digest = import_checkpoint(path, NAME, 10)

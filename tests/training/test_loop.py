@@ -15,6 +15,7 @@ from kdnb.training import loop
 from kdnb.training.evaluation import evaluate
 from kdnb.training.loop import fit
 from kdnb.training.recipe import Recipe
+from tests.material import Killed, classifier, same_weights
 
 RECIPE = Recipe(epochs=3, batch_size=8, lr=0.05, nesterov=True, crop_padding=1, flip=True)
 
@@ -29,23 +30,10 @@ def blobs(count: int = 44, seed: int = 0) -> Split:
     return Split(images.clamp(-1, 1), labels)
 
 
-def network(seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    return build("resnet8w4", num_classes=3, in_channels=1)
-
-
 def trained(recipe: Recipe = RECIPE, **arguments):
-    student = network()
+    student = classifier(0)
     found = fit(student, blobs(), blobs(seed=1), recipe, seed=5, **arguments)
     return student, found
-
-
-def same_weights(a: nn.Module, b: nn.Module) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
-
-
-class Killed(BaseException):
-    """Stands for a signal: nothing in the loop may catch it."""
 
 
 # --- the loop ------------------------------------------------------------------------------------------------------------------
@@ -60,7 +48,7 @@ def test_plain_training_learns():
 def test_one_step_equals_sgd_written_out():
     """One epoch of one batch without augmentation against torch's own optimiser by hand."""
     recipe = Recipe(epochs=1, batch_size=44, lr=0.1, schedule="constant", weight_decay=1e-3)
-    student, reference, data = network(), network(), blobs()
+    student, reference, data = classifier(0), classifier(0), blobs()
     fit(student, data, data, recipe)
     order = data.permutation(0, 0)
     optimizer = torch.optim.SGD(reference.parameters(), 0.1, 0.9, weight_decay=1e-3)
@@ -72,7 +60,7 @@ def test_one_step_equals_sgd_written_out():
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others():
     a, _ = trained()
     b, _ = trained()
-    c = network()
+    c = classifier(0)
     fit(c, blobs(), blobs(seed=1), RECIPE, seed=6)
     assert same_weights(a, b) and not same_weights(a, c)
 
@@ -96,7 +84,7 @@ STOPS = [("plain", stop) for stop in (0, 1, 6, 7, 17)] + [
 def test_a_killed_run_resumes_bit_for_bit(variant, stop, tmp_path, monkeypatch):
     net = "resnet8" if variant == "channels last" else "resnet8w4"  # stages under 8 channels crash in channels_last
     recipe = dataclasses.replace(RECIPE, **VARIANTS[variant])
-    teacher = network(3).eval()
+    teacher = classifier(3).eval()
     method = {"method": methods.build("kd"), "teacher": teacher}
 
     def student():
@@ -128,7 +116,7 @@ def test_a_killed_run_resumes_bit_for_bit(variant, stop, tmp_path, monkeypatch):
 
 def test_student_and_adapters_end_as_averages_of_their_steps(monkeypatch):
     recipe = Recipe(epochs=1, batch_size=22, lr=0.1, ema_decay=0.9)
-    student, teacher = network(), network(3).eval()
+    student, teacher = classifier(0), classifier(3).eval()
     method = methods.build("simkd").bind(student, teacher, (1, 8, 8), 3, 22)
     steps, accumulate = [], loop._accumulate
 
@@ -167,7 +155,7 @@ class Recording(Method):
 
 
 def test_a_method_gets_what_it_asks_for():
-    student, teacher, method, data = network(), network(3).eval(), Recording(), blobs()
+    student, teacher, method, data = classifier(0), classifier(3).eval(), Recording(), blobs()
     before = {key: value.clone() for key, value in teacher.state_dict().items()}
     fit(
         student,
@@ -191,9 +179,9 @@ def test_a_method_gets_what_it_asks_for():
 
 def test_preparation_is_not_repeated_by_a_run_that_continues(tmp_path, monkeypatch):
     monkeypatch.setattr("kdnb.training.resume.SAVE_EVERY", -1.0)
-    teacher, first, second = network(3).eval(), Recording(), Recording()
+    teacher, first, second = classifier(3).eval(), Recording(), Recording()
     whole = Recording()
-    fit(network(), blobs(), blobs(), RECIPE, method=whole, teacher=teacher)
+    fit(classifier(0), blobs(), blobs(), RECIPE, method=whole, teacher=teacher)
     accumulate = loop._accumulate
 
     def dying(*arguments):
@@ -203,9 +191,9 @@ def test_preparation_is_not_repeated_by_a_run_that_continues(tmp_path, monkeypat
 
     monkeypatch.setattr(loop, "_accumulate", dying)
     with pytest.raises(Killed):
-        fit(network(), blobs(), blobs(), RECIPE, method=first, teacher=teacher, folder=tmp_path)
+        fit(classifier(0), blobs(), blobs(), RECIPE, method=first, teacher=teacher, folder=tmp_path)
     monkeypatch.setattr(loop, "_accumulate", accumulate)
-    fit(network(), blobs(), blobs(), RECIPE, method=second, teacher=teacher, folder=tmp_path)
+    fit(classifier(0), blobs(), blobs(), RECIPE, method=second, teacher=teacher, folder=tmp_path)
     assert (first.prepared, second.prepared) == (1, 0) and torch.equal(second.first, blobs().images[0])
     assert [float(seen[4]) for seen in second.seen] == [float(seen[4]) for seen in whole.seen][7:]
     assert torch.equal(torch.cat([seen[3] for seen in second.seen]), torch.cat([seen[3] for seen in whole.seen[7:]]))
@@ -221,15 +209,15 @@ def test_a_finished_run_is_not_trained_again(tmp_path, monkeypatch):
 
 
 def test_a_last_batch_of_one_image_is_dropped():
-    student = network()
+    student = classifier(0)
     found = fit(student, blobs(17), blobs(), Recipe(epochs=1, batch_size=8, lr=0.1))
     assert found.last["epoch"] == 1  # 8 + 8 + 1: batch norm could not have trained on the last one
 
 
 def test_the_teacher_is_left_alone():
-    teacher = network(3)
+    teacher = classifier(3)
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
-    fit(network(), blobs(), blobs(), RECIPE, method=methods.build("kd"), teacher=teacher.eval())
+    fit(classifier(0), blobs(), blobs(), RECIPE, method=methods.build("kd"), teacher=teacher.eval())
     assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
     assert all(parameter.grad is None for parameter in teacher.parameters())
 
@@ -237,12 +225,12 @@ def test_the_teacher_is_left_alone():
 def test_soft_targets_alone_need_no_labels():
     data = blobs()
     found = fit(
-        network(),
+        classifier(0),
         Split(data.images),
         data,
         RECIPE,
         method=methods.build("kd", ce_weight=0.0, kd_weight=1.0),
-        teacher=network(3).eval(),
+        teacher=classifier(3).eval(),
     )
     assert set(found.last) >= {"train_kd", "top1"} and "train_ce" not in found.last
 
@@ -254,22 +242,22 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_names_term_and_step():
     data = blobs()
     data.images[:] = float("nan")
     with pytest.raises(FloatingPointError, match=r"ce became infinite or NaN at step 0"):
-        fit(network(), data, blobs(), RECIPE)
+        fit(classifier(0), data, blobs(), RECIPE)
 
 
 def test_a_method_without_its_teacher_or_labels_is_refused():
     data = blobs()
     with pytest.raises(InputError, match="teacher"):
-        fit(network(), data, data, RECIPE, method=methods.build("kd"))
+        fit(classifier(0), data, data, RECIPE, method=methods.build("kd"))
     with pytest.raises(InputError, match="labels"):
-        fit(network(), Split(data.images), data, RECIPE)
+        fit(classifier(0), Split(data.images), data, RECIPE)
 
 
 def test_channels_last_is_refused_for_narrow_stages_which_it_crashes():
     with pytest.raises(InputError, match="layout must be contiguous"):
-        fit(network(), blobs(), blobs(), dataclasses.replace(RECIPE, layout="channels_last"))
+        fit(classifier(0), blobs(), blobs(), dataclasses.replace(RECIPE, layout="channels_last"))
 
 
 def test_no_images_are_refused():
     with pytest.raises(InputError, match="at least 2 images"):
-        fit(network(), blobs(0), blobs(), RECIPE)
+        fit(classifier(0), blobs(0), blobs(), RECIPE)

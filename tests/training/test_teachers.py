@@ -1,6 +1,7 @@
 """kdnb.training.teachers: one recipe is trained once, and what is read is what was trained."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -82,3 +83,9 @@ def test_a_student_has_one_cycle_the_steps_of_its_milestones_or_the_schedule_it_
     assert (steps.schedule, steps.nesterov, steps.milestones) == ("multistep", False, (3, 6))
     given = student_recipe(data, **base, schedule="cosine", warmup_epochs=1.0, precision="bf16", ema_decay=0.9)
     assert (given.schedule, given.nesterov, given.precision, given.ema_decay) == ("cosine", False, "bf16", 0.9)
+
+
+def test_a_teacher_on_imagenet_is_not_trained_as_one_on_cifar():
+    data = SimpleNamespace(name="imagenet", crop_padding=0, spec=SimpleNamespace(flip=True))
+    recipe = teacher_recipe(data)
+    assert (recipe.epochs, recipe.milestones, recipe.lr_gamma, recipe.batch_size) == (90, (30, 60), 0.1, 256)

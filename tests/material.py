@@ -285,8 +285,8 @@ def smallest_setting(name: str, **student) -> Setting:
     return Setting(replace(synthesis, **sizes), replace(config, **shorter | student))
 
 
-def run_field_method(name: str, chosen: Setting | None = None, **arguments):
-    """One method in its smallest form: the student and what `distil_by` returns."""
+def run_datafree(name: str, chosen: Setting | None = None, **arguments):
+    """(student, result) of a method in its smallest form."""
     student = classifier(0)
     teacher = arguments.pop("teacher", None) or classifier(9).eval()
     found = distil_by(name, teacher, student, three_classes(), chosen or smallest_setting(name), seed=5, **arguments)

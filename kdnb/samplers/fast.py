@@ -48,12 +48,11 @@ class CroppedSynthesizer:
 
 @dataclass(frozen=True)
 class FastConfig(MetaConfig):
-    """Constants of the method on CIFAR with ten steps.
+    """Constants of the method on CIFAR with ten steps: those of `MetaConfig`, and those of its generator.
 
     Attributes:
         latent_dim, width: of the generator.
-        crop_padding, flip: augmentation of what the classifiers see.
-        The others are those of `MetaConfig`.
+        crop_padding, flip: augmentation of the images.
     """
 
     latent_dim: int = 256

@@ -12,7 +12,11 @@ from kdnb.samplers.synthesizer import Synthesis
 
 @dataclass(frozen=True)
 class SourceConfig:
-    """batch_size: images a call; their classes take turns, in random order."""
+    """Constants of a source.
+
+    Attributes:
+        batch_size: images a call; their classes take turns, in random order.
+    """
 
     batch_size: int = 64
 

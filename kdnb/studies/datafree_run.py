@@ -224,7 +224,7 @@ def datafree_run(
         kept |= {"generator": synthesizers[0].generator.state_dict()} if reuse else {}
         return {"student": net.state_dict(), "history": found.history, "seconds": found.seconds} | kept
 
-    state = artifact("datafree", key, make)
+    state = artifact("data-free student", key, make)
     net.load_state_dict(state["student"])
     device = data.test.device
     moved = {name: state[name].to(device) for name in ("images", "labels")}

@@ -18,7 +18,7 @@ from kdnb.studies.datafree_run import datafree_run as run_of
 from kdnb.studies.datafree_settings import SETTINGS, setting
 from kdnb.studies.datafree_sources import diffusion_with
 from kdnb.training.teachers import Trained
-from tests.material import FloatPrior, classifier, run_field_method, smallest_setting, three_classes
+from tests.material import FloatPrior, classifier, run_datafree, smallest_setting, three_classes
 from tests.samplers.nets import bare
 
 
@@ -38,7 +38,7 @@ class Counting(nn.Module):
 @pytest.mark.parametrize("name", METHODS)
 def test_the_meter_counts_every_image_that_the_teacher_sees(name):
     teacher = Counting()
-    found = run_field_method(name, teacher=teacher)[1]
+    found = run_datafree(name, teacher=teacher)[1]
     assert found.history[-1]["teacher_images"] == teacher.seen > 0
     assert all(a["cpu"] < b["cpu"] for a, b in zip(found.history, found.history[1:], strict=False))
 
@@ -46,7 +46,7 @@ def test_the_meter_counts_every_image_that_the_teacher_sees(name):
 def test_the_student_of_noise_costs_its_own_batches_and_nothing_else():
     draw = lambda labels, rng: torch.rand(len(labels), 1, 8, 8, generator=rng) * 2 - 1  # noqa: E731
     chosen = smallest_setting("noise", warmup=0)
-    found = run_field_method("noise", chosen, source=draw)[1]
+    found = run_datafree("noise", chosen, source=draw)[1]
     assert [row["teacher_images"] for row in found.history] == [12, 24, 36, 48]  # two steps of six images a round
     assert found.inner == [] and "loss" not in found.history[0]
 
@@ -163,7 +163,7 @@ def test_a_teacher_without_batch_norm_is_refused_before_anything_is_trained(monk
 
 
 def test_the_gallery_frames_only_where_a_class_was_asked_for():
-    student, found = run_field_method("deepinversion")
+    student, found = run_datafree("deepinversion")
     made = datafree_run.Run(student, found.history, found.images, found.labels, found.seconds)
     shown = field.gallery({"deepinversion": made, "noise": made}, classifier(9).eval(), ["0", "1", "2"], count=4)
     assert set(shown["frames"]) == {"deepinversion"} and len(shown["groups"]["noise"]) == 4

@@ -16,7 +16,7 @@ from tests.material import (
     Killed,
     classifier,
     few_images,
-    run_field_method,
+    run_datafree,
     same_weights,
     smallest_setting,
     three_classes,
@@ -27,7 +27,7 @@ from tests.samplers.nets import bare
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_trains_a_student(name):
-    student, found = run_field_method(name)
+    student, found = run_datafree(name)
     assert not same_weights(student, classifier(0)) and not student.training
     assert ["train" in row for row in found.history] == [False, True, True, True]
     assert ["top1" in row for row in found.history] == [False, True, False, True]
@@ -37,15 +37,15 @@ def test_every_method_trains_a_student(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_a_killed_run_resumes_bit_for_bit(tmp_path, monkeypatch, name):
     monkeypatch.setattr("kdnb.training.resume.SAVE_EVERY", -1)
-    student, found = run_field_method(name)
+    student, found = run_datafree(name)
 
     def kill(**row):
         if row["epoch"] == 3:  # before this round's checkpoint
             raise Killed
 
     with pytest.raises(Killed):
-        run_field_method(name, folder=tmp_path, log=kill)
-    again, resumed = run_field_method(name, folder=tmp_path)
+        run_datafree(name, folder=tmp_path, log=kill)
+    again, resumed = run_datafree(name, folder=tmp_path)
     assert same_weights(student, again)
     assert torch.equal(found.images, resumed.images) and torch.equal(found.labels, resumed.labels)
     assert without_times(found.history) == without_times(resumed.history) and found.inner == resumed.inner
@@ -79,12 +79,12 @@ def test_dfads_student_minimises_what_its_generator_maximises():
 
 def test_given_embeddings_replace_random_vectors():
     vectors = torch.randn(3, 7, generator=torch.Generator().manual_seed(0))
-    plain, named = run_field_method("nayer")[1], run_field_method("nayer", embeddings=vectors)[1]
+    plain, named = run_datafree("nayer")[1], run_datafree("nayer", embeddings=vectors)[1]
     assert not torch.equal(plain.images, named.images)
     with pytest.raises(InputError, match="dfq has no use for them"):
-        run_field_method("dfq", embeddings=vectors)
+        run_datafree("dfq", embeddings=vectors)
     with pytest.raises(InputError, match=r"must be \(3, D\)"):
-        run_field_method("nayer", embeddings=vectors[:2])
+        run_datafree("nayer", embeddings=vectors[:2])
 
 
 def test_an_unknown_method_is_refused_with_the_nearest_name():
@@ -95,17 +95,17 @@ def test_an_unknown_method_is_refused_with_the_nearest_name():
 @pytest.mark.parametrize("name", [name for name, line in METHODS.items() if "batch norm" in line.assumes])
 def test_methods_that_match_statistics_refuse_a_teacher_without_batch_norm(name):
     with pytest.raises(InputError, match="has none|no classifier of kdnb.models"):
-        run_field_method(name, teacher=bare())
+        run_datafree(name, teacher=bare())
 
 
 def test_dafl_refuses_a_teacher_without_features():
     with pytest.raises(InputError, match="DAFL looks at features"):
-        run_field_method("dafl", teacher=bare())
+        run_datafree("dafl", teacher=bare())
 
 
 @pytest.mark.parametrize("name", ["zskt", "dfad"])
 def test_methods_that_assume_nothing_do_with_any_classifier(name):
-    assert len(run_field_method(name, teacher=bare())[1].history) == 4
+    assert len(run_datafree(name, teacher=bare())[1].history) == 4
 
 
 @pytest.mark.parametrize(

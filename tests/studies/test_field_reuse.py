@@ -12,7 +12,7 @@ from kdnb.samplers.one_step import build as one_step
 from kdnb.studies import datafree_run
 from kdnb.studies.field_reuse import parts_of, reuse_in_field
 from kdnb.training.teachers import Trained
-from tests.material import classifier, run_field_method, smallest_setting, three_classes
+from tests.material import classifier, run_datafree, smallest_setting, three_classes
 from tests.samplers.nets import problem, rng
 
 
@@ -55,7 +55,7 @@ def test_every_batch_of_cmi_starts_from_the_parts():
 @pytest.mark.parametrize("name", ["deepinversion", "fast", "nayer", "spaceshipnet"])
 def test_a_method_without_such_a_generator_is_refused(name):
     with pytest.raises(InputError, match=f"{name} has no generator to reuse; those that have are dafl, zskt"):
-        run_field_method(name, reuse=Reuse())
+        run_datafree(name, reuse=Reuse())
 
 
 @pytest.mark.parametrize("name", REUSABLE_METHODS)

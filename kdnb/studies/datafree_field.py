@@ -57,7 +57,12 @@ class StudentConfig(LoopConfig):
 
 
 class Setting(NamedTuple):
-    """`synthesis`: the method's own config; `student`: the student's."""
+    """All constants of one method on one data set.
+
+    Attributes:
+        synthesis: the method's own config.
+        student: the student's.
+    """
 
     synthesis: object
     student: StudentConfig

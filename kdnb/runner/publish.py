@@ -30,7 +30,14 @@ def student_folder(given: str) -> Path:
 
 
 class Upload(NamedTuple):
-    """What a push would put where, and whether it did; `address` is empty until then."""
+    """What a push puts where.
+
+    Attributes:
+        repo: USER/NAME on the hub.
+        files: that go there.
+        card: text of its README.md.
+        address: of what was pushed; empty until then.
+    """
 
     repo: str
     files: list[Path]

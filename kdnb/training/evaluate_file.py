@@ -15,9 +15,15 @@ from kdnb.training.importers import load_classifier
 
 
 class Evaluation(NamedTuple):
-    """A network's test results: fractions, and the mean negative log-likelihood in nats.
+    """A network's test results.
 
-    ece: expected calibration error over 15 bins; num_images: test images; hash: of the weights.
+    Attributes:
+        file, architecture: what was judged.
+        dataset, image_size, count: on what: images of this size in pixels, and their number.
+        top1, top5: fractions.
+        nll: mean negative log-likelihood, nats.
+        ece: expected calibration error over 15 bins, a fraction.
+        hash: of the weights.
     """
 
     file: str

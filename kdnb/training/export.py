@@ -30,8 +30,12 @@ WEIGHTS, CARD, ADAPTERS = "student.safetensors", "README.md", "adapters.safetens
 class Student(NamedTuple):
     """What a saved student's file says about itself, in the metadata of its header.
 
-    network: the name that `kdnb.models.build` takes, empty for a module of the caller's; mean, std: of the [0, 1] range; classes: their
-    names; own_head: whether its method predicts through layers of its own, which lie beside the file.
+    Attributes:
+        network: the name that `kdnb.models.build` takes, empty for a module of the caller's.
+        num_classes, channels, image_size: what it was built for; pixels.
+        mean, std: by channel, of the [0, 1] range.
+        classes: their names.
+        own_head: whether its method predicts through layers of its own, which lie beside the file.
     """
 
     network: str

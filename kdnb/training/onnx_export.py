@@ -22,7 +22,13 @@ _BATCHES = (1, 5)  # the file must serve batches of any size
 
 
 class OnnxFile(NamedTuple):
-    """What was written: the path, the largest difference from torch's logits, and the largest logit of that comparison."""
+    """What was written.
+
+    Attributes:
+        path: of the file.
+        difference: the largest between its logits and torch's.
+        largest: the largest logit of that comparison, in absolute value.
+    """
 
     path: Path
     difference: float

@@ -17,14 +17,14 @@ from kdnb.training.importers import load_classifier
 class Evaluation(NamedTuple):
     """A network's test results: fractions, and the mean negative log-likelihood in nats.
 
-    ece: expected calibration error over 15 bins; count: test images; hash: of the weights.
+    ece: expected calibration error over 15 bins; images: of the test split; hash: of the weights.
     """
 
     file: str
     architecture: str
     dataset: str
     image_size: int
-    count: int
+    images: int
     top1: float
     top5: float
     nll: float
@@ -33,11 +33,11 @@ class Evaluation(NamedTuple):
 
     def describe(self) -> str:
         """For a terminal."""
-        error = (self.top1 * (1 - self.top1) / self.count) ** 0.5
+        error = (self.top1 * (1 - self.top1) / self.images) ** 0.5
         size = f"{self.image_size}x{self.image_size}"
         return (
             f"{self.file}: {self.architecture}, weights {self.hash}\n"
-            f"{self.dataset}: {self.count:,} test images of {size}\n"
+            f"{self.dataset}: {self.images:,} test images of {size}\n"
             f"top-1    {100 * self.top1:6.2f} %  (standard error {100 * error:.2f})\n"
             f"top-5    {100 * self.top5:6.2f} %\n"
             f"NLL      {self.nll:6.4f} nats\n"

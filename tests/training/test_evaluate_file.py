@@ -38,7 +38,7 @@ def student(network, tmp_path, monkeypatch):
 def test_a_student_of_ours_needs_no_more_than_its_file(student, network, data):
     found = evaluate_file(student, "digits")
     logits = predict_logits(network, data.test.images).double()
-    assert (found.architecture, found.image_size, found.count) == ("resnet8w4", 8, 500)
+    assert (found.architecture, found.image_size, found.images) == ("resnet8w4", 8, 500)
     assert found.ece == pytest.approx(metrics.ece(logits, data.test.labels).item(), abs=1e-6)
     expected = evaluate(network, data.test)
     assert (found.top1, found.top5) == (pytest.approx(expected["top1"]), pytest.approx(expected["top5"]))

@@ -19,7 +19,7 @@ class Evaluation(NamedTuple):
 
     Attributes:
         file, architecture: what was judged.
-        dataset, image_size, count: on what: images of this size in pixels, and their number.
+        dataset, image_size, num_images: on what: images of this size in pixels, and their number.
         top1, top5: fractions.
         nll: mean negative log-likelihood, nats.
         ece: expected calibration error over 15 bins, a fraction.

@@ -64,8 +64,8 @@ class Experiment:
         family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
         for one in family:
             one.kill()
-        psutil.wait_procs(family)
         assert process.wait() == -signal.SIGKILL
+        psutil.wait_procs(family)
 
     def finish(self) -> str:
         found = subprocess.run(

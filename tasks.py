@@ -23,6 +23,7 @@ if Path(sys.argv[0]).name in ("inv", "invoke", "__main__.py") and sys.argv[2:] i
 
 ROOT = Path(__file__).resolve().parent
 DEMO = ("01_teacher", "02_synthesis", "03_fast_ad", "05_reusable_generator")
+DEMO_SHORTER = {"02_synthesis": {"domains": ["same", "mixed"]}}  # the priors that 03 needs as well
 DEMO_ASIDE = "03_fast_ad"  # runs beside the others: two notebooks of one thread each fill two cores
 DEMO_METRICS = (
     "teacher_top1",
@@ -158,7 +159,7 @@ def demo(context, seed="0"):
     from kdnb.storage.paths import outputs_root
 
     with _one_sentence():
-        plans = [plan(name, overrides={"seed": seed}) for name in DEMO]
+        plans = [plan(name, overrides={"seed": seed} | DEMO_SHORTER.get(name, {})) for name in DEMO]
         _compile_once()
         with _beside(DEMO_ASIDE, seed) as finish:
             codes = [_run(planned).exit_code for planned in plans if planned.notebook != DEMO_ASIDE]

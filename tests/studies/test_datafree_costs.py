@@ -73,8 +73,6 @@ def test_the_classes_of_a_source_take_turns():
 def test_the_table_of_names_is_that_of_the_methods():
     assert tuple(METHODS) == DATAFREE_METHODS
     assert field.ASSUMES.keys() == set(SYNTHESIZERS) and set(field.NO_CLASS_ASKED) < set(SYNTHESIZERS)
-    for own in SETTINGS.values():
-        assert own.keys() == set(SYNTHESIZERS) - {"aeahl_rg"}
 
 
 def test_published_constants_depend_on_the_teacher():
@@ -149,7 +147,8 @@ def test_curves_are_means_over_seeds_and_budgets_are_kept():
         for number in (1, 2)
     ]
     curves = field.mean_curves(rows, "cpu")
-    assert curves["a"] == pytest.approx([(1.5, 0.2), (2.5, 0.3)])
+    assert [cost for cost, _ in curves["a"]] == [1.5, 2.5]
+    assert [value for _, value in curves["a"]] == pytest.approx([0.2, 0.3])
     assert field.within(curves["a"], 2.0) == pytest.approx(0.2) and field.within(curves["a"], 1.0) is None
     costs = {"seconds": {"a": [(1.0, 0.2), (2.0, 0.4)], "b": [(4.0, 0.5), (6.0, 0.8)]}}
     assert field.at_equal_cost(costs) == [{"method": "a", "at 4 seconds": 0.4}, {"method": "b", "at 4 seconds": 0.5}]

@@ -3,12 +3,14 @@
 import pytest
 import torch
 
+from kdnb.choices import DIFFUSION_SOURCES
 from kdnb.data.splits import Split
 from kdnb.errors import InputError
 from kdnb.losses import kd_loss
 from kdnb.samplers.field import METHODS
 from kdnb.samplers.noisy_layers import NoisyConfig
 from kdnb.samplers.one_step import OneStepConfig
+from kdnb.samplers.source import SourceConfig
 from kdnb.studies.datafree_loop import LoopConfig, student_rate
 from kdnb.studies.datafree_run import distil_by, student_loss
 from kdnb.studies.datafree_settings import SETTINGS, StudentConfig, setting
@@ -53,13 +55,14 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path, monkeypatch, name):
 
 @pytest.mark.parametrize("data_set", SETTINGS)
 def test_every_method_has_settings_for_every_data_set(data_set):
-    assert SETTINGS[data_set].keys() == METHODS.keys()
+    assert SETTINGS[data_set].keys() == {*METHODS, *DIFFUSION_SOURCES, "noise"}
     for name, (synthesis, student) in SETTINGS[data_set].items():
-        assert type(synthesis) is type(METHODS[name].config) and isinstance(student, StudentConfig)
+        kind = type(METHODS[name].config) if name in METHODS else SourceConfig
+        assert type(synthesis) is kind and isinstance(student, StudentConfig)
 
 
 def test_a_data_set_without_settings_gets_the_published_ones():
-    assert setting("cmi", three_classes("fashion_mnist")) is SETTINGS["cifar10"]["cmi"]
+    assert setting("cmi", three_classes("tiny_imagenet")) == SETTINGS["cifar10"]["cmi"]
     assert setting("cmi", three_classes()) is SETTINGS["digits"]["cmi"]
 
 

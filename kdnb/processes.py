@@ -27,7 +27,12 @@ _PATIENCE = timedelta(
 
 @dataclass(frozen=True)
 class Team:
-    """The processes that train together, as this one sees them: rank 0 writes files, the others only read them."""
+    """The processes that train together, as this one sees them.
+
+    Attributes:
+        rank: of this process, from 0; rank 0 writes files, the others only read them.
+        count: of processes.
+    """
 
     rank: int = 0
     count: int = 1

@@ -112,7 +112,12 @@ def prepare(
 
 
 class Reuse(NamedTuple):
-    """How a method gets its generator of two branches: a `mode` of `MODES`, and for the reuse modes the `parts` of `export_parts`."""
+    """How a method gets its generator of two branches.
+
+    Attributes:
+        mode: one of `MODES`.
+        parts: of `export_parts`, for the modes that reuse; None: anew.
+    """
 
     mode: str = "anew"
     parts: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None

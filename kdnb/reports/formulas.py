@@ -32,6 +32,7 @@ def formula_tokens(latex: str, block: bool) -> Iterator[dict[str, Any]]:
         plain = re.sub(
             r"(?<!\\)\\\|", "\N{DOUBLE VERTICAL LINE}", latex
         )  # the converter leaves \| as it stands after \big
+        plain = re.sub(r"\\arg(?![a-zA-Z])", r"\\mathrm{arg}", plain)  # it knows max and min, not arg
         tree = convert_to_element(plain, display="block" if block else "inline")
         yield from list(_tokens(tree))
     except Exception:  # whatever it stumbles over, the source is there to read

@@ -16,7 +16,12 @@ _RECIPE = ("kdnb", "code", "data_hashes")  # what is no parameter and changes re
 
 
 class Line(NamedTuple):
-    """One metric of one experiment; the difference from the baseline's, None where there is no experiment or no seed to pair."""
+    """One metric of one experiment.
+
+    Attributes:
+        summary: its values over seeds.
+        difference: from the baseline's; None where there is no experiment or no seed to pair.
+    """
 
     summary: Summary
     difference: Difference | None

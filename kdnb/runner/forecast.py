@@ -16,7 +16,13 @@ from kdnb.storage.paths import outputs_root
 
 
 class Cost(NamedTuple):
-    """Of one run: seconds, bytes of its folder, and where both are from."""
+    """What one run takes.
+
+    Attributes:
+        seconds: of its execution.
+        bytes: of its folder.
+        source: where both are from, in words.
+    """
 
     seconds: float
     bytes: float
@@ -60,10 +66,18 @@ def folder_size(folder: Path) -> int:
 
 
 class _Line(NamedTuple):
+    """One experiment of a plan.
+
+    Attributes:
+        label: profile, experiment and device.
+        runs, done: all of its runs, and those that have ended.
+        costs: of the runs that are not done.
+    """
+
     label: str
     runs: int
     done: int
-    costs: list[Cost | None]  # of the runs that are not done
+    costs: list[Cost | None]
 
 
 def describe_plan(sweep: Sweep, workers: int = 1) -> str:

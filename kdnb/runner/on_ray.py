@@ -29,7 +29,13 @@ _FAR = ("KDNB_NOTEBOOKS", "KDNB_PARAMS", "KDNB_DATA", "KDNB_CACHE", "KDNB_QUIET"
 
 
 class Ended(NamedTuple):
-    """What comes back from a node: the exit code, whether it works in our outputs, and the run folder if it does not."""
+    """What comes back from a node.
+
+    Attributes:
+        code: the exit code of the run.
+        shared: whether the node works in our outputs.
+        files: the run folder, packed, where it does not.
+    """
 
     code: int
     shared: bool

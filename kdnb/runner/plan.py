@@ -140,7 +140,14 @@ def resolve_experiment(
 
 
 class _Base(NamedTuple):
-    """An experiment before any override: its notebook, the cell of that, its defaults, and the values of the parameter files."""
+    """An experiment before any override.
+
+    Attributes:
+        notebook: its name.
+        cell: the parameters cell of the notebook.
+        defaults: the values in that cell.
+        values: those of the parameter files.
+    """
 
     notebook: str
     cell: Mapping[str, Cell]

@@ -51,9 +51,11 @@ _SHARED = (
 
 @dataclass
 class Job:
-    """A run of a sweep on its way: waiting, running, or the status it ended with.
+    """A run of a sweep on its way.
 
     Attributes:
+        state: waiting, running, or the status it ended with.
+        started: when it was given out last, seconds of the monotonic clock.
         attempts: how often it was given to a worker.
         seconds: of the execution that ended it, as in its execution.json.
         overhead: further seconds that its worker took: start, imports, report.

@@ -30,7 +30,13 @@ _BLOCK = ("notebook", "profile", "grid", "list")
 
 
 class SweepRun(NamedTuple):
-    """One run of a sweep: what `inv run` would be given, and the plan that this makes."""
+    """One run of a sweep.
+
+    Attributes:
+        experiment, profile: what `inv run` would be given.
+        overrides: values over the experiment's file.
+        plan: what these make.
+    """
 
     experiment: str
     profile: str
@@ -45,7 +51,13 @@ class SweepRun(NamedTuple):
 
 
 class Sweep(NamedTuple):
-    """A sweep: its name, its runs in the order of the file, and the values that mark the baseline."""
+    """A sweep.
+
+    Attributes:
+        name: of its file.
+        runs: in the order of the file.
+        baseline: the values that mark the baseline.
+    """
 
     name: str
     runs: list[SweepRun]

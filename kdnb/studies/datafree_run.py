@@ -152,8 +152,15 @@ def student_loss(
 
 
 class Run(NamedTuple):
-    """A student in eval mode; `history` of the loop; the newest `images` and `labels` (those asked for) it was taught with; `seconds` by
-    phase; with `reuse` the state of the `generator` after the last round."""
+    """A student and how it came about.
+
+    Attributes:
+        student: in eval mode.
+        history: of the loop.
+        images, labels: the newest images it was taught with, and the classes asked for.
+        seconds: by phase.
+        generator: with `reuse` its state after the last round.
+    """
 
     student: nn.Module
     history: list[dict]

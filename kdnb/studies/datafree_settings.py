@@ -50,7 +50,12 @@ class StudentConfig(LoopConfig):
 
 
 class Setting(NamedTuple):
-    """`synthesis`: the method's own config; `student`: the student's."""
+    """What a run of a method is made with.
+
+    Attributes:
+        synthesis: the method's own config.
+        student: the student's.
+    """
 
     synthesis: Any
     student: StudentConfig

@@ -15,7 +15,13 @@ from kdnb.studies.guidance import compared_rules, guidance_from
 
 
 class Diffusion(NamedTuple):
-    """A prior and how it is sampled: `solver`, `num_steps`, and the `rules` of guidance by the name of the source, see `diffusion_with`."""
+    """A prior and how it is sampled, see `diffusion_with`.
+
+    Attributes:
+        prior: the diffusion model.
+        rules: of guidance, by the name of the source.
+        solver, num_steps: of the sampler.
+    """
 
     prior: DiffusionPrior
     rules: Mapping[str, GuidanceConfig | None]

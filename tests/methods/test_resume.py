@@ -10,8 +10,7 @@ from kdnb.data import load
 from kdnb.data.splits import Split
 from kdnb.methods import METHODS
 from kdnb.models import build
-from kdnb.parameters import resolve
-from kdnb.runner.plan import experiments, read_params
+from kdnb.runner.sweep_files import read_sweep
 from kdnb.training import loop
 from kdnb.training.distil import Setting, student_recipe
 from kdnb.training.loop import fit
@@ -32,9 +31,15 @@ def digits():
     )
 
 
+@cache
+def sweep_of_methods() -> dict[str, dict]:
+    """The parameters that the sweep of all methods gives each of them."""
+    return {run.plan.parameters["method"]: run.plan.parameters for run in read_sweep("digits_methods").runs}
+
+
 def settings_of(name: str) -> dict:
-    """The quick profile with the method's own file over it, on narrower networks so that the whole table takes seconds."""
-    p = resolve(read_params("04_distillation", "quick") | read_params(f"04_distillation/{name}", "digits"))
+    """Those of the sweep, on narrower networks so that the whole table takes seconds."""
+    p = sweep_of_methods()[name]
     return p | {"teacher": "resnet8w4", "student": "resnet8w8" if p.student == "resnet8w8" else "resnet8w4"}
 
 
@@ -79,7 +84,5 @@ def test_a_method_killed_within_an_epoch_resumes_bit_for_bit(name, tmp_path, mon
     assert found.history == expected.history and all(key in found.last for key in ("top1", "loss"))
 
 
-def test_every_method_has_a_parameter_file_and_every_file_a_method():
-    there = {name for name in experiments("digits") if name.startswith("04_distillation/")}
-    assert there == {f"04_distillation/{name}" for name in METHODS}
-    assert all(read_params(f"04_distillation/{name}", "digits")["method"] == name for name in METHODS)
+def test_the_sweep_has_every_method_and_no_other():
+    assert sweep_of_methods().keys() == METHODS.keys()

@@ -363,3 +363,21 @@ def test_a_rehearsal_by_run_is_the_same_rehearsal(monkeypatch):
     assert called[0] == called[1][:4] == ("01_teacher", ["epochs=2"], "standard", "60") and not called[1][4]
     with pytest.raises(tasks.Exit, match="leave --resume and --again out"):
         tasks.run(Context(), "01_teacher", again=True, rehearse=True)
+
+
+def test_the_environment_is_compiled_once_where_python_keeps_no_bytecode(tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(tasks.sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(tasks.compileall, "compile_dir", lambda folder, **_: compiled.append(folder))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    (tmp_path / "torch-2.dist-info").mkdir()
+    tasks._compile_once()
+    tasks._compile_once()
+    assert compiled == [tmp_path]
+    (tmp_path / "timm-1.dist-info").mkdir()  # a further package
+    tasks._compile_once()
+    assert len(compiled) == 2
+    (tmp_path / ".compiled").unlink()
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    tasks._compile_once()
+    assert len(compiled) == 2

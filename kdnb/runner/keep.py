@@ -17,6 +17,7 @@ from kdnb.storage.paths import PROJECT
 MAX_BYTES = 600_000  # of a stored notebook
 _KEPT = {"tags", "jupyter"}  # cell metadata that means something to a reader
 _REUSED = re.compile(r"^reused: .*\n?", re.MULTILINE)
+_CHANGED = re.compile(r"commit [0-9a-f]{10}\+")  # as `kdnb.runs.start_run` says it
 _PATH = re.compile(r"(?<![\w.:/])/(?:home|Users|root|tmp|usr|var|opt|mnt|private)/\w|\b[A-Z]:\\\\?\w")
 
 
@@ -51,13 +52,17 @@ def _is_injected(cell: nbformat.NotebookNode) -> bool:
 
 
 def problems(notebook: nbformat.NotebookNode) -> list[str]:
-    """Reasons not to keep a notebook: error outputs, paths of a machine, size."""
+    """Reasons not to keep a notebook: error outputs, paths of a machine, code that is in no commit, size."""
     found = []
     for number, cell in enumerate((cell for cell in notebook.cells if cell.cell_type == "code"), start=1):
         if any(output.output_type == "error" for output in cell.outputs):
             found.append(f"code cell {number} holds an error")
         if any(_has_path(text) for output in cell.outputs for text in _texts(output)):
             found.append(f"code cell {number} shows a path of this machine")
+        if any(_CHANGED.search(text) for output in cell.outputs for text in _texts(output)):
+            found.append(
+                "kdnb differed from its commit; commit the code first, so that the outputs can say what made them"
+            )
     size = len(nbformat.writes(notebook).encode())
     if size > MAX_BYTES:
         found.append(f"it has {size} bytes, {MAX_BYTES} are allowed; make figures smaller")

@@ -125,6 +125,7 @@ class _Trainer:
 
     Attributes:
         parts: what a checkpoint must hold, by name.
+        modes: of the modules of the teacher, as they were given.
     """
 
     def __init__(self, student: nn.Module, teacher: nn.Module | None, method: nn.Module, recipe: Recipe, device):
@@ -132,8 +133,9 @@ class _Trainer:
         self.memory_format = MEMORY_FORMATS[recipe.layout]
         student.to(device, memory_format=self.memory_format).train()
         method.to(device).train()
-        if teacher is not None:
-            teacher.to(device, memory_format=self.memory_format)
+        self.modes = [(module, module.training) for module in teacher.modules()] if teacher is not None else []
+        if teacher is not None:  # its batch norms must not learn from the student's batches
+            teacher.to(device, memory_format=self.memory_format).eval()
         self.forward = torch.compile(student) if recipe.compile else student
         self.parameters = [*student.parameters(), *method.parameters()]
         self.optimizer = torch.optim.SGD(
@@ -207,12 +209,14 @@ class _Trainer:
         return evaluate(judged, test, getattr(by, "predict", None))
 
     def finish(self) -> None:
-        """Leave student and adapters as they are judged: averaged where asked for, in eval mode."""
+        """Leave student and adapters as they are judged: averaged where asked for, in eval mode; the teacher in the mode it had."""
         if self.averaged is not None:
             for module, average in zip((self.student, self.method), self.averaged.module, strict=True):
                 module.load_state_dict(average.state_dict())
         self.student.eval()
         self.method.eval()
+        for module, training in self.modes:
+            module.training = training
 
 
 def _check_fit(

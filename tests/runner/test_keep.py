@@ -100,6 +100,12 @@ def test_encoded_images_are_not_read_as_text():
     assert problems(showing(text("AB+/tmp/xy", "image/png"))) == []
 
 
+def test_outputs_of_code_that_is_in_no_commit_are_a_problem():
+    (found,) = problems(showing(nbformat.v4.new_output("stream", text="cpu with 1 thread(s), commit 8cf7d5eb11+\n")))
+    assert found.startswith("kdnb differed from its commit")
+    assert problems(showing(nbformat.v4.new_output("stream", text="commit 8cf7d5eb11\n"))) == []
+
+
 def test_an_error_and_an_oversized_notebook_are_problems():
     error = nbformat.v4.new_output("error", ename="ValueError", evalue="x", traceback=[])
     assert problems(showing(error)) == ["code cell 1 holds an error"]

@@ -214,12 +214,14 @@ def test_a_last_batch_of_one_image_is_dropped():
     assert found.last["epoch"] == 1  # 8 + 8 + 1: batch norm could not have trained on the last one
 
 
-def test_the_teacher_is_left_alone():
-    teacher = classifier(3)
+@pytest.mark.parametrize("training", [False, True])
+def test_the_teacher_is_left_alone(training):
+    teacher = classifier(3).train(training)
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
-    fit(classifier(0), blobs(), blobs(), RECIPE, method=methods.build("kd"), teacher=teacher.eval())
+    fit(classifier(0), blobs(), blobs(), RECIPE, method=methods.build("kd"), teacher=teacher)
     assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
     assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert all(module.training == training for module in teacher.modules())
 
 
 def test_soft_targets_alone_need_no_labels():
@@ -251,6 +253,44 @@ def test_a_method_without_its_teacher_or_labels_is_refused():
         fit(classifier(0), data, data, RECIPE, method=methods.build("kd"))
     with pytest.raises(InputError, match="labels"):
         fit(classifier(0), Split(data.images), data, RECIPE)
+
+
+def test_an_unbound_method_is_refused_with_what_to_call():
+    with pytest.raises(InputError, match=r"FitNet has adapters and was not bound.*call method.bind\(student, teacher"):
+        fit(classifier(0), blobs(), blobs(), RECIPE, method=methods.build("fitnet"), teacher=classifier(1))
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (lambda x: ((x + 1) * 127.5).to(torch.uint8), None, r"images must be floats in \[-1, 1\], got torch.uint8"),
+        (lambda x: (x + 1) * 127.5, None, r"got values from 0 to 25[0-9.]+; divide by 127.5 and subtract 1"),
+        (lambda x: x, lambda y: y + 1, "tells 3 classes apart, 0 to 2; the labels go from 1 to 3"),
+    ],
+)
+def test_images_and_labels_of_another_kind_are_refused(images, labels, message):
+    data = blobs()
+    wrong = Split(images(data.images), labels(data.labels) if labels else data.labels)
+    with pytest.raises(InputError, match=message):
+        fit(classifier(0), wrong, data, RECIPE)
+
+
+def test_plain_modules_can_be_student_and_teacher():
+    def plain(seed):
+        torch.manual_seed(seed)
+        layers = (
+            nn.Conv2d(1, 4, 3),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(4, 3),
+        )
+        return nn.Sequential(*layers)
+
+    student, before = plain(0), plain(0)
+    found = fit(student, blobs(), blobs(), RECIPE, method=methods.build("kd"), teacher=plain(1))
+    assert len(found.history) == RECIPE.epochs and not same_weights(student, before)
 
 
 def test_channels_last_is_refused_for_narrow_stages_which_it_crashes():

@@ -115,12 +115,16 @@ def to_csv(lines: Iterable[Line]) -> bytes:
 
 
 def rows_to_show(lines: Iterable[Line]) -> list[list[str]]:
-    """For a terminal: mean ± standard deviation, and the difference with its 95 % interval."""
+    """For a terminal: mean ± standard deviation, and the difference with its 95 % interval; of shares in per cent and points."""
     shown = [["notebook", "experiment", "metric", "n", "mean ± sd", "against the baseline (95 % interval, pairs)"]]
     for summary, gap in lines:
-        difference = ""
-        if gap:
-            interval = "" if math.isnan(gap.low) else f"{gap.low:+.3g} to {gap.high:+.3g}, "
-            difference = f"{gap.mean:+.3g} ({interval}{gap.n})"
-        shown.append([*summary[:3], str(len(summary.values)), summary.text, difference])
+        shown.append([*summary[:3], str(len(summary.values)), summary.text, _difference(gap, summary.label.is_share)])
     return shown
+
+
+def _difference(gap: Difference | None, is_share: bool) -> str:
+    if gap is None:
+        return ""
+    mean, low, high = (f"{100 * one:+.1f}" if is_share else f"{one:+.3g}" for one in gap[:3])
+    interval = "" if math.isnan(gap.low) else f"{low} to {high}, "
+    return f"{mean}{' points' * is_share} ({interval}{gap.n})"

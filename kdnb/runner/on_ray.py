@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import uuid
 import zipfile
 from pathlib import Path
@@ -33,11 +34,13 @@ class Ended(NamedTuple):
 
     Attributes:
         code: the exit code of the run.
+        seconds: that its process took.
         shared: whether the node works in our outputs.
         files: the run folder, packed, where it does not.
     """
 
     code: int
+    seconds: float
     shared: bool
     files: bytes
 
@@ -57,7 +60,7 @@ class RayWorkers:
         InputError: no Ray, or no cluster at this address.
     """
 
-    retries = 0  # Ray does that
+    retries, state = 0, "given out"  # Ray retries and starts
 
     def __init__(self, address: str, limit: float | None = None, again: bool = False, cpus: int | None = None):
         self._ray = _connected(address, cpus)
@@ -83,16 +86,17 @@ class RayWorkers:
         task = self._task.options(num_cpus=needs["CPU"], num_gpus=needs["GPU"], name=job.run.name)
         self._running[task.remote(request(job.run, self._limit, self._again), str(self._marker), settings)] = job
 
-    def ended(self) -> list[tuple[Job, int]]:
+    def ended(self) -> list[tuple[Job, int, float]]:
         ready, _ = self._ray.wait(list(self._running), num_returns=1, timeout=_POLL)
-        return [(job, self._result(reference, job)) for reference in ready for job in [self._running.pop(reference)]]
+        jobs = [self._running.pop(reference) for reference in ready]
+        return [(job, *self._result(reference, job)) for reference, job in zip(ready, jobs, strict=True)]
 
-    def _result(self, reference: Any, job: Job) -> int:
+    def _result(self, reference: Any, job: Job) -> tuple[int, float]:
         try:
             found = Ended(*self._ray.get(reference))
         except (self._ray.exceptions.RayError, Lost) as error:
             job.message = f"lost {RETRIES + 1} times, at last: {' '.join(str(error).split())[:200]}"
-            return EXIT_CODES["killed"]
+            return EXIT_CODES["killed"], 0.0
         if found.shared not in self._said:
             self._said.add(found.shared)
             words = (
@@ -103,7 +107,7 @@ class RayWorkers:
             print(words, file=sys.stderr, flush=True)
         if not found.shared:
             unpack(found.files, job.run.plan.folder)
-        return found.code
+        return found.code, found.seconds
 
     def stop(self) -> None:
         for reference in self._running:
@@ -141,7 +145,7 @@ def _needs(job: Job) -> dict[str, int]:
     return {"CPU": max(int(parameters.get("threads", 1)), 1), "GPU": int(gpu)}
 
 
-def execute_remotely(asked: str, marker: str, settings: dict[str, str]) -> tuple[int, bool, bytes]:
+def execute_remotely(asked: str, marker: str, settings: dict[str, str]) -> tuple[int, float, bool, bytes]:
     """On a node: the run in a process of its own.
 
     Args:
@@ -153,7 +157,7 @@ def execute_remotely(asked: str, marker: str, settings: dict[str, str]) -> tuple
     Raises:
         Lost: the runner or its kernel was killed.
     """
-    shared = os.path.exists(marker)
+    shared, started = os.path.exists(marker), time.monotonic()
     own = environment() | (settings if shared else {})
     process = subprocess.Popen(
         command(asked), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=own
@@ -167,7 +171,7 @@ def execute_remotely(asked: str, marker: str, settings: dict[str, str]) -> tuple
     names = {number: name for name, number in EXIT_CODES.items()}
     if names.get(code, "killed") in LOST:
         raise Lost(f"the run ended with exit code {code}")
-    return code, shared, b"" if shared else _packed(asked)
+    return code, time.monotonic() - started, shared, b"" if shared else _packed(asked)
 
 
 def _packed(asked: str) -> bytes:

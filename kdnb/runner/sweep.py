@@ -54,7 +54,7 @@ class Job:
     """A run of a sweep on its way.
 
     Attributes:
-        state: waiting, running, or the status it ended with.
+        state: waiting, running (given out, where others start it), or the status it ended with.
         started: when it was given out last, seconds of the monotonic clock.
         attempts: how often it was given to a worker.
         seconds: of the execution that ended it, as in its execution.json.
@@ -72,7 +72,7 @@ class Job:
 
     @property
     def ended(self) -> bool:
-        return self.state not in ("waiting", "running")
+        return self.state not in ("waiting", "running", "given out")
 
 
 class Workers(Protocol):
@@ -80,14 +80,15 @@ class Workers(Protocol):
 
     count: int  # runs at once
     retries: int  # of a lost run, by being given out again
+    state: str  # of what was given out: "running", or "given out" where it may have to wait
 
     def free(self) -> bool:
         """Whether another run may be given out."""
 
     def start(self, job: Job) -> None: ...
 
-    def ended(self) -> list[tuple[Job, int]]:
-        """The runs that ended since the last call, with the exit codes of their workers; waits a moment for some."""
+    def ended(self) -> list[tuple[Job, int, float]]:
+        """The runs that ended since the last call, with exit code and seconds of their workers; waits a moment for some."""
 
     def stop(self) -> None:
         """End whatever still runs; those runs record that they were interrupted."""
@@ -103,7 +104,7 @@ class LocalWorkers:
         limit, again: as `run_notebook`.
     """
 
-    retries = RETRIES
+    retries, state = RETRIES, "running"
 
     def __init__(self, count: int, gpus: int = 0, logs: Path | None = None, limit: float | None = None, again=False):
         self.count, self._gpus, self._logs, self._limit, self._again = count, gpus, logs, limit, again
@@ -131,13 +132,13 @@ class LocalWorkers:
             log.close()
         self._running[place] = job, process
 
-    def ended(self) -> list[tuple[Job, int]]:
+    def ended(self) -> list[tuple[Job, int, float]]:
         time.sleep(_POLL)
         gone = [place for place, (_, process) in self._running.items() if process.poll() is not None]
         found = [self._running.pop(place) for place in gone]
         for _, process in found:
             process.stdin.close()  # type: ignore[union-attr]
-        return [(job, process.returncode) for job, process in found]
+        return [(job, process.returncode, time.monotonic() - job.started) for job, process in found]
 
     def stop(self) -> None:
         for _, process in self._running.values():
@@ -178,9 +179,9 @@ def run_sweep(sweep: Sweep, workers: Workers, again: bool = False, show: bool = 
                 while waiting and workers.free():
                     _give_out(waiting.pop(0), workers, board)
                     running += 1
-                for job, code in workers.ended():
+                for job, code, seconds in workers.ended():
                     running -= 1
-                    _close(job, code)
+                    _close(job, code, seconds)
                     if job.state in LOST and job.attempts <= workers.retries:
                         board.changed(job, f"lost ({job.message}); it goes on from its last checkpoint")
                         job.state = "waiting"
@@ -190,7 +191,7 @@ def run_sweep(sweep: Sweep, workers: Workers, again: bool = False, show: bool = 
                 board.draw()
         except KeyboardInterrupt:
             for job in jobs:
-                job.state = "interrupted" if job.state == "running" else job.state
+                job.state = "interrupted" if job.state == workers.state else job.state
         finally:
             workers.stop()
             board.close()
@@ -198,19 +199,19 @@ def run_sweep(sweep: Sweep, workers: Workers, again: bool = False, show: bool = 
 
 
 def _give_out(job: Job, workers: Workers, board: Board) -> None:
-    job.state, job.started, job.attempts, job.message = "running", time.monotonic(), job.attempts + 1, ""
+    job.state, job.started, job.attempts, job.message = workers.state, time.monotonic(), job.attempts + 1, ""
     workers.start(job)
     board.changed(job)
 
 
-def _close(job: Job, code: int) -> None:
-    """What became of a run whose worker ended with this code: what execution.json says, unless the worker was killed before it wrote that."""
+def _close(job: Job, code: int, seconds: float) -> None:
+    """What became of a run whose worker ended: what execution.json says, unless the worker was killed before it wrote that."""
     record = read_outcome(job.run.plan.folder)
     names = {number: name for name, number in EXIT_CODES.items()}
     job.state = names.get(code, "killed")
     if record.get("exit_code") == code:
         job.message, job.seconds = record.get("message", ""), float(record.get("seconds", 0.0))
-        job.overhead = max(time.monotonic() - job.started - job.seconds, 0.0)
+        job.overhead = max(seconds - job.seconds, 0.0)
     if code and not job.message:
         job.message = f"the worker was killed by {signal.Signals(-code).name}" if code < 0 else "see its log"
 

@@ -6,7 +6,7 @@ import pytest
 
 from kdnb.errors import InputError
 from kdnb.reports.run_files import read_run
-from kdnb.reports.sweep_table import cells, sweep_table, to_csv
+from kdnb.reports.sweep_table import cells, rows_to_show, sweep_table, to_csv
 from kdnb.storage.files import write_record
 
 
@@ -27,6 +27,7 @@ def test_means_deviations_and_paired_differences_by_hand(tmp_path):
     assert cells(base) == ["n", "method=kd", "top1", "3", "0.2", "0.1", "", "", "", ""]
     assert other.summary.mean == pytest.approx(0.5) and other.difference.n == 2  # seed 5 has no partner
     assert other.difference.mean == pytest.approx(0.2) and other.difference.low == pytest.approx(0.2)
+    assert rows_to_show([base, other])[2][4:] == ["50.0 ± 26.5 %", "+20.0 points (+20.0 to +20.0, 2)"]
     assert to_csv([base, other]).decode().splitlines()[0].startswith("notebook,experiment,metric,n,mean,sd,difference")
 
 

@@ -297,7 +297,7 @@ def test_without_ray_an_address_is_refused_in_one_sentence(monkeypatch):
 def test_what_ran_where_the_outputs_are_not_seen_is_brought_here_whole(project, monkeypatch):
     run = sweep_of(project, "notebook: checks").runs[0]
     monkeypatch.setenv("KDNB_OUTPUTS", str(project / "elsewhere"))
-    code, shared, files = on_ray.execute_remotely(
+    code, _, shared, files = on_ray.execute_remotely(
         worker.request(run), str(project / "no marker"), {"KDNB_OUTPUTS": "x"}
     )
     assert (code, shared) == (0, False) and not run.plan.folder.exists()

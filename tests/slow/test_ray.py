@@ -125,4 +125,4 @@ def test_from_the_command_line_on_a_cluster_of_this_machine(project):
     call = [sys.executable, "-m", "invoke", "--search-root", str(root), *words]
     done = subprocess.run(call, cwd=project, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "epochs=1" in done.stdout and "0.1" in done.stdout and "nodes work in these outputs" in done.stderr
+    assert "epochs=1" in done.stdout and "20.0 %" in done.stdout and "nodes work in these outputs" in done.stderr
